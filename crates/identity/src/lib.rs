@@ -1,0 +1,71 @@
+//! Link security: who is at the other end of a link. This crate implements the model's `LinkTransport`; nothing outside
+//! of it knows whether a link is encrypted.
+//! Today it has one mode, [`Plain`] (`--tls off`): bytes in the clear, the peer told by its address alone.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use posthouse_model::directory::{Directory, Peer};
+use posthouse_model::transport::{BoxIo, Connecting, LinkTransport, PeerIdentity};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Links without TLS. The peer is who its address says, so this is for trusted networks, development and the demo.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    /// The address that links are dialled from; the receiver tells our node by it.
+    source: IpAddr,
+    connect_timeout: Duration,
+}
+
+impl Plain {
+    /// Dials from `source`, the node's own address, within `connect_timeout`.
+    #[must_use]
+    pub fn new(source: IpAddr, connect_timeout: Duration) -> Self {
+        Self { source, connect_timeout }
+    }
+
+    async fn dial(&self, address: SocketAddr) -> io::Result<BoxIo> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if self.source.is_ipv4() == address.is_ipv4() && !self.source.is_unspecified() {
+            socket.bind(SocketAddr::new(self.source, 0))?;
+        }
+        socket.set_nodelay(true)?;
+        let stream = tokio::time::timeout(self.connect_timeout, socket.connect(address))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {address} in time")))??;
+        Ok(Box::new(stream))
+    }
+}
+
+impl LinkTransport for Plain {
+    fn connect<'a>(&'a self, peer: &'a Peer) -> Connecting<'a, BoxIo> {
+        Box::pin(self.dial(peer.address))
+    }
+
+    fn accept<'a>(
+        &'a self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        directory: &'a Directory,
+    ) -> Connecting<'a, (PeerIdentity, BoxIo)> {
+        Box::pin(async move {
+            let node = node_of(remote.ip().to_canonical(), directory).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!("{} is no node's address and no peer's: only proxies of this cluster may link", remote.ip()),
+                )
+            })?;
+            stream.set_nodelay(true)?;
+            Ok((PeerIdentity { node, authenticated: false }, Box::new(stream) as BoxIo))
+        })
+    }
+}
+
+/// The node that an address belongs to: a Node object's address or, where Nodes are not known, a peer's link address.
+fn node_of(ip: IpAddr, directory: &Directory) -> Option<std::sync::Arc<str>> {
+    directory
+        .node_by_ip(ip)
+        .map(|node| std::sync::Arc::clone(&node.name))
+        .or_else(|| directory.peers().find(|peer| peer.address.ip() == ip).map(|peer| std::sync::Arc::clone(&peer.node)))
+}

@@ -1,0 +1,147 @@
+//! Which addresses may be dialled at all. We are a forward proxy on the host network, so an address that a user could
+//! write into an EndpointSlice may reach what the pod itself never could: the node's loopback, the cloud's metadata
+//! service, another node's kubelet. [`check`] is asked when an endpoint enters the directory and again at each dial.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::directory::Directory;
+
+/// Why an address must not be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// 127.0.0.0/8 or ::1, and no Node's podCIDR says that pods live there.
+    Loopback,
+    /// 169.254.0.0/16 or fe80::/10.
+    LinkLocal,
+    /// A cloud's metadata service outside of the link-local range.
+    Metadata,
+    /// 224.0.0.0/4, ff00::/8 or 255.255.255.255.
+    Multicast,
+    /// 0.0.0.0/8 or ::.
+    Unspecified,
+    /// An IPv4 address written as IPv6 (mapped, compatible, NAT64, 6to4, Teredo): never what a pod has, always a
+    /// way around a check.
+    Embedded,
+    /// 240.0.0.0/4 and other ranges that are no unicast address.
+    Reserved,
+    /// A node's own address, and not that of a host-network pod that is known there.
+    Node,
+    /// A port of ours or of the kubelet on a node's address.
+    NodePort,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "a loopback address outside every Node's podCIDR",
+            Self::LinkLocal => "a link-local address",
+            Self::Metadata => "a cloud metadata address",
+            Self::Multicast => "a multicast or broadcast address",
+            Self::Unspecified => "an unspecified address",
+            Self::Embedded => "an IPv4 address in an IPv6 spelling",
+            Self::Reserved => "a reserved address",
+            Self::Node => "a node's own address",
+            Self::NodePort => "a port of the node's own services",
+        })
+    }
+}
+
+/// Ports that no request may reach on a node's address, host-network pod or not: ours (outbound, link, admin, metrics)
+/// and the node's: kubelet 10250, 10255, 10248, kube-proxy 10249 and 10256, etcd 2379 to 2381.
+/// Source: Kubernetes "Ports and Protocols" reference.
+pub const NODE_PORTS: [u16; 12] = [4140, 4141, 9990, 9991, 10248, 10249, 10250, 10255, 10256, 2379, 2380, 2381];
+
+/// Metadata services with addresses of their own: AWS over IPv6, Alibaba Cloud, Oracle Cloud's legacy one, Azure's
+/// platform address. (169.254.169.254 and its kin are link-local.)
+const METADATA: [IpAddr; 4] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+];
+
+/// Says whether an endpoint's address may be dialled. `host_network` is true when the endpoint is known to be a
+/// host-network pod on the node that owns the address.
+///
+/// # Errors
+/// The reason for the refusal.
+pub fn check(ip: IpAddr, port: u16, host_network: bool, directory: &Directory) -> Result<(), Refusal> {
+    // A node's own address comes first: on one machine (demo, tests) nodes are loopback addresses, too.
+    if directory.node_by_ip(ip).is_some() {
+        if !host_network {
+            return Err(Refusal::Node);
+        }
+        if NODE_PORTS.contains(&port) {
+            return Err(Refusal::NodePort);
+        }
+        return Ok(());
+    }
+    match check_range(ip) {
+        Err(Refusal::Loopback) if in_pod_cidr(ip, directory) => Ok(()),
+        verdict => verdict,
+    }
+}
+
+/// Whether `ip` lies in some node's podCIDR.
+fn in_pod_cidr(ip: IpAddr, directory: &Directory) -> bool {
+    // Only asked for loopback addresses, so the walk over all nodes is for demos and tests only.
+    directory.nodes().any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
+}
+
+/// The part of [`check`] that needs no directory.
+///
+/// # Errors
+/// The reason for the refusal.
+pub fn check_range(ip: IpAddr) -> Result<(), Refusal> {
+    if METADATA.contains(&ip) {
+        return Err(Refusal::Metadata);
+    }
+    match ip {
+        IpAddr::V4(v4) => check_v4(v4),
+        IpAddr::V6(v6) => check_v6(v6),
+    }
+}
+
+fn check_v4(ip: Ipv4Addr) -> Result<(), Refusal> {
+    let [a, ..] = ip.octets();
+    if ip.is_loopback() {
+        Err(Refusal::Loopback)
+    } else if a == 0 {
+        Err(Refusal::Unspecified)
+    } else if ip.is_link_local() {
+        Err(Refusal::LinkLocal)
+    } else if ip.is_multicast() || ip.is_broadcast() {
+        Err(Refusal::Multicast)
+    } else if a >= 240 {
+        Err(Refusal::Reserved)
+    } else {
+        Ok(())
+    }
+}
+
+fn check_v6(ip: Ipv6Addr) -> Result<(), Refusal> {
+    let s = ip.segments();
+    if ip.is_loopback() {
+        Err(Refusal::Loopback)
+    } else if ip.is_unspecified() {
+        Err(Refusal::Unspecified)
+    } else if ip.is_multicast() {
+        Err(Refusal::Multicast)
+    } else if s[0] & 0xffc0 == 0xfe80 || s[0] & 0xffc0 == 0xfec0 {
+        Err(Refusal::LinkLocal)
+    } else if s[..5] == [0; 5] && (s[5] == 0xffff || s[5] == 0)
+        || s[..4] == [0; 4] && s[4] == 0xffff && s[5] == 0
+        || s[0] == 0x0064 && s[1] == 0xff9b
+        || s[0] == 0x2002
+        || s[0] == 0x2001 && s[1] == 0
+    {
+        // ::ffff:a.b.c.d, ::a.b.c.d, ::ffff:0:a.b.c.d (SIIT), 64:ff9b::/32 (NAT64, local NAT64), 6to4, Teredo.
+        Err(Refusal::Embedded)
+    } else if s[0] == 0x0100 && s[1..4] == [0; 3] || s[4] == 0 && s[5] == 0x5efe || s[4] == 0x0200 && s[5] == 0x5efe {
+        // 100::/64 discards; ::5efe:a.b.c.d is ISATAP.
+        Err(Refusal::Reserved)
+    } else {
+        Ok(())
+    }
+}
