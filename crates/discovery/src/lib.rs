@@ -10,13 +10,21 @@ use std::sync::Arc;
 
 use posthouse_model::DirectoryHandle;
 
+mod dir;
+mod intern;
+mod manifest;
+mod object;
 mod source;
 mod status;
+mod translate;
+mod view;
+mod writer;
 
 pub use source::{Source, SourceError};
-pub use status::{Kind, Phase, Problem, Status, WatchStatus, Work};
+pub use status::{Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
 
 use status::Board;
+use writer::Writer;
 
 /// What discovery is told once.
 #[derive(Clone, Debug)]
@@ -59,6 +67,14 @@ pub enum StartError {
 /// Running discovery. Dropping it ends its tasks and threads; the directory stays as it is.
 pub struct Discovery {
     board: Arc<Board>,
+    /// Held for its end alone.
+    _running: Running,
+}
+
+#[expect(dead_code, reason = "each holds what ends when it is dropped")]
+enum Running {
+    Dir(dir::DirSource),
+    Kube,
 }
 
 impl Discovery {
@@ -79,6 +95,23 @@ pub async fn start(
     directory: DirectoryHandle,
 ) -> Result<Discovery, StartError> {
     let board = Arc::new(Board::new(settings.source.to_string()));
-    let _ = directory;
-    Ok(Discovery { board })
+    let Settings {
+        source,
+        node_name,
+        namespace,
+        snapshot: _,
+    } = settings;
+    let writer = Writer::new(&node_name, &namespace, Arc::clone(&board), directory);
+    let running = match source {
+        Source::Dir(path) => {
+            let dir = dir::DirSource::start(path.clone(), writer)
+                .map_err(|error| StartError::Folder { path, error })?;
+            Running::Dir(dir)
+        }
+        Source::Kube => Running::Kube,
+    };
+    Ok(Discovery {
+        board,
+        _running: running,
+    })
 }

@@ -253,6 +253,13 @@ impl Board {
         watch.snapshot = None;
     }
 
+    /// The source has no lists, only scans: the first one counts.
+    pub(crate) fn listed_once(&self, kind: Kind) {
+        let watch = &mut self.lock().watches[kind.index()];
+        watch.lists = 1;
+        watch.phase = Phase::Watching;
+    }
+
     /// The objects of `kind` come from a snapshot that was written at `at`.
     pub(crate) fn from_snapshot(&self, kind: Kind, at: SystemTime) {
         self.lock().watches[kind.index()].snapshot = Some(at);

@@ -1,0 +1,82 @@
+//! Plain objects: what is kept of a Service, EndpointSlice, Pod or Node after parsing. They hold only what the directory
+//! needs, compare by value (an object that comes again unchanged costs nothing) and can be written back as manifests
+//! (see `snapshot`).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use posthouse_model::{AppProtocol, EndpointState, Node, Pod, PodRef, ServiceKey, ServiceKind};
+use smallvec::SmallVec;
+
+use crate::status::Kind;
+
+/// Names an object: its kind and `namespace/name` (a Node: its name).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) kind: Kind,
+    pub(crate) name: Arc<str>,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// An object that the directory is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Object {
+    Service(ServiceObject),
+    Slice(SliceObject),
+    Pod(Pod),
+    Node(Node),
+}
+
+/// A Service without its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceObject {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) kind: ServiceKind,
+    /// TCP ports only.
+    pub(crate) ports: SmallVec<[PortObject; 1]>,
+}
+
+/// A TCP port of a Service or of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortObject {
+    pub(crate) name: Arc<str>,
+    pub(crate) port: u16,
+    pub(crate) app_protocol: AppProtocol,
+}
+
+/// An EndpointSlice of addresses (not of names).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SliceObject {
+    /// The Service that its label names.
+    pub(crate) service: ServiceKey,
+    /// TCP ports with a number.
+    pub(crate) ports: SmallVec<[PortObject; 1]>,
+    pub(crate) endpoints: Box<[EndpointObject]>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointObject {
+    pub(crate) ip: IpAddr,
+    pub(crate) state: EndpointState,
+    pub(crate) node: Option<Arc<str>>,
+    pub(crate) zone: Option<Arc<str>>,
+    pub(crate) hostname: Option<Arc<str>>,
+    pub(crate) pod: Option<PodRef>,
+}
+
+/// What an object was reduced to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reduced {
+    pub(crate) key: Key,
+    /// `None`: it exists but means nothing to us (a finished Pod, another node's Pod, a slice of no Service).
+    pub(crate) object: Option<Object>,
+    /// Parts of it that were passed over, in words.
+    pub(crate) notes: Vec<String>,
+}

@@ -1,0 +1,77 @@
+//! The one writer of the directory: takes what a source read, keeps the view and publishes. Sources call it from their
+//! own threads or tasks, one at a time.
+
+use std::sync::Arc;
+
+use posthouse_model::DirectoryHandle;
+
+use crate::manifest::Context;
+use crate::object::{Key, Reduced};
+use crate::status::{Board, Kind, Work};
+use crate::view::View;
+
+/// Under this name problems with peers are shown.
+const PEERS: &str = "peers";
+
+/// See the module's text.
+pub(crate) struct Writer {
+    pub(crate) view: View,
+    pub(crate) context: Context,
+    pub(crate) board: Arc<Board>,
+    handle: DirectoryHandle,
+    /// Counted here and handed over on publishing, to take the board's lock once.
+    pub(crate) work: Work,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        node_name: &Arc<str>,
+        namespace: &str,
+        board: Arc<Board>,
+        handle: DirectoryHandle,
+    ) -> Self {
+        Self {
+            view: View::new(Arc::clone(node_name), namespace),
+            context: Context::new(Arc::clone(node_name)),
+            board,
+            handle,
+            work: Work::default(),
+        }
+    }
+
+    /// Takes an object as it is now.
+    pub(crate) fn apply(&mut self, reduced: Reduced) {
+        match reduced.object {
+            Some(object) => self.view.put(reduced.key, object),
+            None => self.view.remove(&reduced.key),
+        }
+    }
+
+    /// Takes objects away.
+    pub(crate) fn remove<'a>(&mut self, keys: impl IntoIterator<Item = &'a Key>) {
+        for key in keys {
+            self.view.remove(key);
+        }
+    }
+
+    /// Rebuilds what changed and makes it the newest directory, if anything did.
+    pub(crate) fn publish(&mut self) {
+        let settled = self.view.settle();
+        self.work.rebuilt += settled.rebuilt;
+        if settled.changed {
+            self.handle.publish(self.view.directory().clone());
+            self.work.published += 1;
+        }
+        if let Some(notes) = settled.peer_notes {
+            for note in &notes {
+                self.board
+                    .problem(PEERS, note, "it is no peer until that is mended");
+            }
+            self.board.mended_except(PEERS, &notes);
+        }
+        for kind in Kind::ALL {
+            self.board.set_objects(kind, self.view.len(kind));
+        }
+        self.board.count(std::mem::take(&mut self.work));
+    }
+}
