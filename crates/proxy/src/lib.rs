@@ -3,10 +3,35 @@
 //! The door: [`Proxy`] holds what the workers share, [`Workers`] runs one current-thread runtime a core with listeners,
 //! links and pools of its own. Start reading at `outbound.rs` (the sender's side) and `inbound.rs` (the receiver's).
 
+mod balance;
+mod body;
+mod client;
 pub mod config;
+mod detect;
+mod downstream;
+pub mod error;
+mod exchange;
+// Public for the fuzz targets only.
+#[doc(hidden)]
+pub mod h1;
+mod h2conn;
+mod h2pool;
+mod idle;
+mod inbound;
+mod link;
+mod link_server;
+mod metrics;
+mod outbound;
+mod pods;
+mod serve;
 pub mod status;
+mod stream;
+mod tunnel;
+mod worker;
 pub mod workers;
 
 pub use config::{Config, MissingPeer, Timeouts};
+pub use error::ErrorKind;
+pub use metrics::{METRICS, MetricDoc};
 pub use status::{LinkStatus, Proxy};
 pub use workers::Workers;

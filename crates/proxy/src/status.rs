@@ -1,30 +1,56 @@
 //! What all workers share, and what the admin API may read of them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use posthouse_model::DirectoryHandle;
 use posthouse_model::transport::LinkTransport;
+use posthouse_model::{DirectoryHandle, ServiceKey};
 
 use crate::config::Config;
+use crate::link::LinkTable;
+use crate::metrics::RetryBudget;
 
 /// The shared, immutable part of the data plane.
 pub struct Proxy {
     pub(crate) config: Config,
     pub(crate) directory: DirectoryHandle,
     pub(crate) transport: Arc<dyn LinkTransport>,
+    pub(crate) link_table: LinkTable,
+    /// Retry budgets by Service key, shared by the workers; looked up once a Service and worker.
+    pub(crate) budgets: Mutex<HashMap<ServiceKey, Arc<RetryBudget>>>,
 }
 
 impl Proxy {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(config: Config, directory: DirectoryHandle, transport: Arc<dyn LinkTransport>) -> Arc<Self> {
-        Arc::new(Self { config, directory, transport })
+    pub fn new(
+        config: Config,
+        directory: DirectoryHandle,
+        transport: Arc<dyn LinkTransport>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            directory,
+            transport,
+            link_table: LinkTable::default(),
+            budgets: Mutex::new(HashMap::new()),
+        })
+    }
+
+    pub(crate) fn budget(&self, key: &ServiceKey) -> Arc<RetryBudget> {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        if budgets.len() > 2 * self.directory.load().size().services + 1024 {
+            let directory = self.directory.load();
+            budgets.retain(|key, _| directory.service(key).is_some());
+        }
+        Arc::clone(budgets.entry(Arc::clone(key)).or_default())
     }
 
     /// The links of this node, one entry for each peer that was ever dialled and is still in the directory.
     #[must_use]
     pub fn links(&self) -> Vec<LinkStatus> {
-        Vec::new()
+        let directory = self.directory.load();
+        self.link_table.list(|node| directory.peer(node).is_some())
     }
 }
 

@@ -6,12 +6,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info};
+
+use crate::metrics::limit_reached;
 use crate::status::Proxy;
+use crate::worker::{Listeners, Phase, Worker};
+
+/// Connections that wait in the kernel to be accepted. 4096: `net.core.somaxconn`'s default since Linux 5.4.
+const BACKLOG: i32 = 4096;
 
 /// Running workers.
 pub struct Workers {
     outbound: Vec<SocketAddr>,
     link: SocketAddr,
+    phase: watch::Sender<Phase>,
+    /// Closed when the last thread has ended.
+    ended: mpsc::Receiver<()>,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Workers {
@@ -19,8 +33,48 @@ impl Workers {
     ///
     /// # Errors
     /// The first address that cannot be bound, named in the error's text.
-    pub fn start(_proxy: &Arc<Proxy>, _count: usize, outbound: &[SocketAddr], link: SocketAddr) -> io::Result<Self> {
-        Ok(Self { outbound: outbound.to_vec(), link })
+    pub fn start(
+        proxy: &Arc<Proxy>,
+        count: usize,
+        outbound: &[SocketAddr],
+        link: SocketAddr,
+    ) -> io::Result<Self> {
+        let count = count.max(1);
+        let mut sets: Vec<Sockets> = Vec::with_capacity(count);
+        let (mut outbound, mut link) = (outbound.to_vec(), link);
+        for _ in 0..count {
+            let mut set = Sockets {
+                outbound: Vec::new(),
+                link: bind(&mut link, "--link-listen")?,
+            };
+            for address in &mut outbound {
+                set.outbound.push(bind(address, "--outbound-listen")?);
+            }
+            sets.push(set);
+        }
+        let (phase, watch) = watch::channel(Phase::Serve);
+        let (alive, ended) = mpsc::channel(1);
+        let mut threads = Vec::with_capacity(count);
+        for (n, set) in sets.into_iter().enumerate() {
+            let (proxy, watch, alive) = (Arc::clone(proxy), watch.clone(), alive.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{n}"))
+                .spawn(move || {
+                    if let Err(failure) = work(proxy, set, watch) {
+                        error!(worker = n, error = %failure, "worker could not start");
+                    }
+                    drop(alive);
+                })?;
+            threads.push(thread);
+        }
+        info!(workers = count, outbound = ?outbound, %link, "listening");
+        Ok(Self {
+            outbound,
+            link,
+            phase,
+            ended,
+            threads,
+        })
     }
 
     /// Where pods may connect, ports filled in.
@@ -37,7 +91,76 @@ impl Workers {
 
     /// Closes the listeners, tells clients and peers to go (`Connection: close`, GOAWAY), waits for requests in flight
     /// until `deadline` has passed, then ends the threads. Returns whether all were done in time.
-    pub async fn drain(self, _deadline: Duration) -> bool {
-        true
+    pub async fn drain(mut self, deadline: Duration) -> bool {
+        self.phase.send_replace(Phase::Drain);
+        let in_time = tokio::time::timeout(deadline, self.ended.recv())
+            .await
+            .is_ok();
+        if !in_time {
+            limit_reached("drain_deadline");
+            self.phase.send_replace(Phase::Stop);
+            // A worker ends at its next turn; one that does not within a second is left to the process' end.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.ended.recv()).await;
+        }
+        in_time
     }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.phase.send_replace(Phase::Stop);
+        for thread in self.threads.drain(..) {
+            if thread.is_finished() {
+                // A panic outside of any task was logged by the panic hook.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+struct Sockets {
+    outbound: Vec<std::net::TcpListener>,
+    link: std::net::TcpListener,
+}
+
+fn work(proxy: Arc<Proxy>, sockets: Sockets, phase: watch::Receiver<Phase>) -> io::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())?;
+    runtime.block_on(async move {
+        let listeners = Listeners {
+            outbound: sockets
+                .outbound
+                .into_iter()
+                .map(tokio::net::TcpListener::from_std)
+                .collect::<io::Result<Vec<_>>>()?,
+            link: tokio::net::TcpListener::from_std(sockets.link)?,
+        };
+        Worker::new(proxy).run(listeners, phase).await;
+        Ok(())
+    })
+}
+
+/// Binds one worker's listener; the first worker's port 0 becomes the real port for the others.
+fn bind(address: &mut SocketAddr, flag: &str) -> io::Result<std::net::TcpListener> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{flag} {address}: {error}"));
+    let socket = Socket::new(
+        Domain::for_address(*address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .map_err(named)?;
+    if address.is_ipv6() {
+        // `[::]` means IPv6 here; who wants both lists both.
+        socket.set_only_v6(true).map_err(named)?;
+    }
+    socket.set_reuse_address(true).map_err(named)?;
+    socket.set_reuse_port(true).map_err(named)?;
+    socket.set_nonblocking(true).map_err(named)?;
+    socket.bind(&(*address).into()).map_err(named)?;
+    socket.listen(BACKLOG).map_err(named)?;
+    let listener: std::net::TcpListener = socket.into();
+    *address = listener.local_addr()?;
+    Ok(listener)
 }

@@ -1,0 +1,162 @@
+//! A client of the outbound port: who it is by its address, and what is remembered for it from request to request. Only
+//! pods of this node and the node itself may use the port; see [`identify`].
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+use http::uri::Authority;
+use posthouse_model::{Destination, Directory, Pod};
+
+use crate::error::Error;
+use crate::metrics::{RetryBudget, ServiceMetrics};
+use crate::outbound;
+use crate::worker::Worker;
+
+/// One client connection, or the inside of one tunnel.
+pub(crate) struct Client {
+    pub(crate) worker: Rc<Worker>,
+    /// The pod's namespace; `None` for the node itself and for clients that are not known yet.
+    pub(crate) namespace: Option<Arc<str>>,
+    /// What the link says of the client.
+    pub(crate) source: HeaderValue,
+    /// Inside a tunnel: the tunnel's own target, which every request in it goes to.
+    pub(crate) tunnel: Option<Authority>,
+    last: RefCell<Option<Rc<Found>>>,
+}
+
+/// A resolved destination with its counters; kept for the next request to the same authority.
+pub(crate) struct Found {
+    version: u64,
+    authority: Authority,
+    default_port: u16,
+    pub(crate) destination: Destination,
+    pub(crate) metrics: Rc<ServiceMetrics>,
+    pub(crate) budget: Arc<RetryBudget>,
+    since: Instant,
+}
+
+/// A remembered destination's counters are looked up anew after this time, so that they stay in use for the exporter.
+const REMEMBER: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl Client {
+    pub(crate) fn new(worker: Rc<Worker>, pod: Option<&Pod>) -> Self {
+        Self {
+            worker,
+            namespace: pod.map(|pod| Arc::clone(&pod.id.namespace)),
+            source: outbound::source_value(pod),
+            tunnel: None,
+            last: RefCell::new(None),
+        }
+    }
+
+    /// The same client inside a tunnel to `target`.
+    pub(crate) fn inside(&self, target: Authority) -> Self {
+        Self {
+            worker: Rc::clone(&self.worker),
+            namespace: self.namespace.clone(),
+            source: self.source.clone(),
+            tunnel: Some(target),
+            last: RefCell::new(None),
+        }
+    }
+
+    /// The destination of a request for `authority` (or of the tunnel that it is in).
+    pub(crate) fn find(
+        &self,
+        directory: &Directory,
+        authority: &Authority,
+        default_port: u16,
+    ) -> Result<Rc<Found>, Error> {
+        let authority = self.tunnel.as_ref().unwrap_or(authority);
+        if let Some(last) = &*self.last.borrow()
+            && last.version == directory.version
+            && last.default_port == default_port
+            && last.authority.as_str() == authority.as_str()
+            && last.since.elapsed() < REMEMBER
+        {
+            return Ok(Rc::clone(last));
+        }
+        let destination = outbound::identify(self, directory, authority, default_port)?;
+        let key = destination.service.key();
+        let found = Rc::new(Found {
+            version: directory.version,
+            authority: authority.clone(),
+            default_port,
+            destination,
+            metrics: self.worker.outbound.service(&key, Instant::now()),
+            budget: self.worker.proxy.budget(&key),
+            since: Instant::now(),
+        });
+        *self.last.borrow_mut() = Some(Rc::clone(&found));
+        Ok(found)
+    }
+}
+
+/// What an address says of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A pod of this node.
+    Pod(Arc<Pod>),
+    /// A process of the node itself (or a host-network pod, which cannot be told from it).
+    Node,
+    /// Not known; may be a pod that has just started.
+    Unknown {
+        /// It lies in this node's pod range.
+        in_pod_range: bool,
+    },
+    /// Known to be from elsewhere.
+    Foreign,
+}
+
+/// Tells who connects from `ip`.
+pub(crate) fn identify(
+    ip: IpAddr,
+    node_name: &str,
+    node_ips: &[IpAddr],
+    directory: &Directory,
+) -> Origin {
+    if let Some(pod) = directory.pod_by_ip(ip) {
+        return if *pod.node == *node_name {
+            Origin::Pod(Arc::clone(pod))
+        } else {
+            Origin::Foreign
+        };
+    }
+    let own_range = directory
+        .node(node_name)
+        .is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
+    if node_ips.contains(&ip)
+        || directory
+            .node_by_ip(ip)
+            .is_some_and(|node| *node.name == *node_name)
+    {
+        return Origin::Node;
+    }
+    if own_range {
+        return Origin::Unknown { in_pod_range: true };
+    }
+    if directory.node_by_ip(ip).is_some()
+        || directory
+            .nodes()
+            .any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
+    {
+        return Origin::Foreign;
+    }
+    // After the pod ranges: the demo's pods live in 127.0.0.0/8.
+    if ip.is_loopback() {
+        Origin::Node
+    } else {
+        Origin::Unknown {
+            in_pod_range: false,
+        }
+    }
+}
+
+/// A client's address in one form.
+pub(crate) fn canonical(address: SocketAddr) -> IpAddr {
+    address.ip().to_canonical()
+}

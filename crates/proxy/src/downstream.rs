@@ -1,0 +1,289 @@
+//! The two ways to answer: on an HTTP/1 connection (framing, keep-alive) and on an HTTP/2 stream (of a client or of a
+//! link). What both promise is in `exchange::Downstream`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use h2::SendStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, Method, Response, StatusCode};
+
+use crate::exchange::{Downstream, Gone, Interim, content_length, poll_send_data};
+use crate::h1::{self, BodyLength};
+use crate::stream::{SharedIo, Stream};
+
+/// Bytes of following requests that are read ahead while one is served; they wait in memory.
+const READ_AHEAD: usize = 64 * 1024;
+/// Chunks up to this size are copied so that head, data and end leave in one write.
+const COPY_CHUNK: usize = 16 * 1024;
+
+/// Answers on an HTTP/1 connection.
+pub(crate) struct H1Downstream {
+    io: SharedIo,
+    http10: bool,
+    to_head: bool,
+    /// Whether the connection may be used for another request; true only as long as nothing speaks against it.
+    pub(crate) keep_alive: bool,
+    pub(crate) head_sent: bool,
+    chunked: bool,
+    /// Bytes that the answer's Content-Length still owes.
+    owed: Option<u64>,
+    chunk_begun: bool,
+}
+
+impl H1Downstream {
+    pub(crate) fn new(io: SharedIo, method: &Method, http10: bool, keep_alive: bool) -> Self {
+        Self {
+            io,
+            http10,
+            to_head: *method == Method::HEAD,
+            keep_alive,
+            head_sent: false,
+            chunked: false,
+            owed: None,
+            chunk_begun: false,
+        }
+    }
+}
+
+impl Interim for H1Downstream {
+    fn interim(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if self.http10 || self.head_sent {
+            return;
+        }
+        let mut io = self.io.borrow_mut();
+        // A 1xx that the client does not take must not fill our memory.
+        if io.wbuf.len() > READ_AHEAD {
+            return;
+        }
+        h1::write_interim_head(&mut io.wbuf, status, headers);
+        // Sent now if the socket takes it, else with what follows; a failure is told by the next write.
+        let _ = io.poll_flush(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+impl Downstream for H1Downstream {
+    fn head(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone> {
+        let bodiless = self.to_head
+            || status == StatusCode::NO_CONTENT
+            || status == StatusCode::NOT_MODIFIED
+            || status.is_informational();
+        let length = if bodiless {
+            BodyLength::None
+        } else if let Some(n) = content_length(&headers) {
+            self.owed = Some(n);
+            BodyLength::Length(n)
+        } else if end {
+            BodyLength::Length(0)
+        } else if self.http10 {
+            self.keep_alive = false;
+            BodyLength::UntilClose
+        } else {
+            self.chunked = true;
+            BodyLength::Chunked
+        };
+        if end && self.owed.is_some_and(|n| n > 0) {
+            // A length was promised and nothing comes: the client must not wait on this connection.
+            self.keep_alive = false;
+        }
+        self.head_sent = true;
+        h1::write_response_head(
+            &mut self.io.borrow_mut().wbuf,
+            status,
+            &headers,
+            length,
+            self.keep_alive,
+            self.http10,
+            None,
+        );
+        Ok(())
+    }
+
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &mut Bytes,
+        end: bool,
+    ) -> Poll<Result<(), Gone>> {
+        let mut io = self.io.borrow_mut();
+        if !self.chunk_begun {
+            self.chunk_begun = true;
+            if self.chunked {
+                if !data.is_empty() {
+                    h1::write_chunk_head(&mut io.wbuf, data.len());
+                    if data.len() <= COPY_CHUNK {
+                        io.wbuf.extend_from_slice(data);
+                        io.wbuf.extend_from_slice(h1::CHUNK_END);
+                        data.clear();
+                        if end {
+                            h1::write_last_chunk(&mut io.wbuf, None);
+                        }
+                    }
+                } else if end {
+                    h1::write_last_chunk(&mut io.wbuf, None);
+                }
+            } else if let Some(owed) = &mut self.owed {
+                let Some(left) = owed.checked_sub(data.len() as u64) else {
+                    // More than was promised would be read as the next answer.
+                    return Poll::Ready(Err(Gone));
+                };
+                *owed = left;
+                if end && left > 0 {
+                    self.keep_alive = false;
+                }
+            }
+        }
+        let large_chunk = self.chunked && !data.is_empty();
+        ready!(io.poll_write_data(cx, data)).map_err(|_| Gone)?;
+        if large_chunk {
+            io.wbuf.extend_from_slice(h1::CHUNK_END);
+            if end {
+                h1::write_last_chunk(&mut io.wbuf, None);
+            }
+        }
+        self.chunk_begun = false;
+        Poll::Ready(Ok(()))
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
+        if self.chunked {
+            h1::write_last_chunk(&mut self.io.borrow_mut().wbuf, trailers.as_ref());
+        }
+        if self.owed.is_some_and(|n| n > 0) {
+            self.keep_alive = false;
+        }
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        self.io.borrow_mut().poll_flush(cx).map_err(|_| Gone)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut io = self.io.borrow_mut();
+        // While the request's body is read, its reader sees the end of the stream.
+        if io.body_open {
+            return Poll::Pending;
+        }
+        while io.rbuf.len() < READ_AHEAD {
+            match ready!(io.poll_fill(cx, 0)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    fn abort(&mut self) {
+        self.keep_alive = false;
+        if self.head_sent
+            && let Stream::Tcp(stream) = &self.io.borrow().stream
+        {
+            // RST instead of FIN, or an answer that lasts until the close would look complete.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+/// Answers on an HTTP/2 stream.
+pub(crate) struct H2Downstream {
+    respond: SendResponse<Bytes>,
+    send: Option<SendStream<Bytes>>,
+}
+
+impl H2Downstream {
+    pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
+        Self {
+            respond,
+            send: None,
+        }
+    }
+
+    /// Begins an answer that stays a raw stream.
+    pub(crate) fn tunnel(
+        mut self,
+        status: StatusCode,
+        headers: HeaderMap,
+    ) -> Result<SendStream<Bytes>, Gone> {
+        self.respond
+            .send_response(response(status, headers), false)
+            .map_err(|_| Gone)
+    }
+}
+
+fn response(status: StatusCode, headers: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+impl Interim for H2Downstream {
+    fn interim(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if self.send.is_none() && status != StatusCode::SWITCHING_PROTOCOLS {
+            // A stream that is gone is noticed by the waiting side.
+            let _ = self
+                .respond
+                .send_informational(response(status, headers.clone()));
+        }
+    }
+}
+
+impl Downstream for H2Downstream {
+    fn head(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone> {
+        let send = self
+            .respond
+            .send_response(response(status, headers), end)
+            .map_err(|_| Gone)?;
+        self.send = Some(send);
+        Ok(())
+    }
+
+    fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &mut Bytes,
+        end: bool,
+    ) -> Poll<Result<(), Gone>> {
+        match &mut self.send {
+            Some(send) => poll_send_data(send, cx, data, end),
+            None => Poll::Ready(Err(Gone)),
+        }
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
+        let send = self.send.as_mut().ok_or(Gone)?;
+        match trailers {
+            Some(trailers) => send.send_trailers(trailers),
+            None => send.send_data(Bytes::new(), true),
+        }
+        .map_err(|_| Gone)
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let reset = match &mut self.send {
+            Some(send) => send.poll_reset(cx),
+            None => self.respond.poll_reset(cx),
+        };
+        match reset {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn abort(&mut self) {
+        match &mut self.send {
+            Some(send) => send.send_reset(h2::Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
+        }
+    }
+}
+
+/// Keeps a future's type out of a caller's: recursion (a tunnel inside a connection) needs it.
+pub(crate) type LocalBoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;

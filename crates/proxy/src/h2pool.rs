@@ -1,0 +1,155 @@
+//! HTTP/2 connections kept by key (a peer's node, a pod's address), one of them dialled at a time: a burst of requests to
+//! a new destination waits for the first one's handshake instead of making its own.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use crate::error::{Error, ErrorKind, Retry};
+use crate::h2conn::H2Conn;
+
+/// Connections to one destination that one worker opens at most; the next is opened when all before are full.
+const MAX_CONNECTIONS: usize = 4;
+
+pub(crate) struct H2Pool<K> {
+    slots: RefCell<HashMap<K, Slot>>,
+}
+
+struct Slot {
+    connections: Vec<Rc<H2Conn>>,
+    dialing: bool,
+    /// Counts ended dials, so that waiters tell the one they waited for from an older one.
+    dials: u64,
+    failure: Option<Error>,
+    done: Rc<Notify>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            connections: Vec::new(),
+            dialing: false,
+            dials: 0,
+            failure: None,
+            done: Rc::new(Notify::new()),
+        }
+    }
+}
+
+impl<K: Hash + Eq + Clone> H2Pool<K> {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: RefCell::new(HashMap::new()),
+        }
+    }
+
+    /// A connection with room for a stream, dialled by `dial` when there is none.
+    pub(crate) async fn get<F>(
+        &self,
+        key: &K,
+        dial: impl FnOnce() -> F,
+    ) -> Result<Rc<H2Conn>, Error>
+    where
+        F: Future<Output = Result<Rc<H2Conn>, Error>>,
+    {
+        let mut waited_for = None;
+        loop {
+            let wait = {
+                let mut slots = self.slots.borrow_mut();
+                if !slots.contains_key(key) {
+                    slots.insert(key.clone(), Slot::default());
+                }
+                let Some(slot) = slots.get_mut(key) else {
+                    continue;
+                };
+                slot.connections.retain(|c| !c.is_closed());
+                if let Some(connection) = slot.connections.iter().find(|c| c.has_room()) {
+                    return Ok(Rc::clone(connection));
+                }
+                if let (Some(before), Some(failure)) = (waited_for, &slot.failure)
+                    && slot.dials > before
+                {
+                    return Err(failure.clone());
+                }
+                if slot.connections.len() >= MAX_CONNECTIONS {
+                    metrics::counter!(crate::metrics::LIMIT_REACHED, "limit" => "h2_streams")
+                        .increment(1);
+                    return Err(Error::upstream(
+                        ErrorKind::ConnectionLimitReached,
+                        Retry::Safe,
+                        "all streams of all connections to this destination are in use",
+                    ));
+                }
+                if slot.dialing {
+                    waited_for.get_or_insert(slot.dials);
+                    Some(Rc::clone(&slot.done))
+                } else {
+                    slot.dialing = true;
+                    None
+                }
+            };
+            match wait {
+                // The borrow ended above and nothing ran since, so the wake-up cannot be missed.
+                Some(done) => done.notified().await,
+                None => break,
+            }
+        }
+        let dialing = Dialing {
+            pool: self,
+            key,
+            ended: false,
+        };
+        let result = dial().await;
+        dialing.end(&result);
+        result
+    }
+
+    /// Forgets closed connections and those for which `keep` says no.
+    pub(crate) fn sweep(&self, mut keep: impl FnMut(&K, &H2Conn) -> bool) {
+        self.slots.borrow_mut().retain(|key, slot| {
+            slot.connections
+                .retain(|c| !c.is_closed() && (c.active() > 0 || keep(key, c)));
+            !slot.connections.is_empty() || slot.dialing
+        });
+    }
+}
+
+/// A dial under way; when its request is cancelled, the next waiter dials.
+struct Dialing<'a, K: Hash + Eq> {
+    pool: &'a H2Pool<K>,
+    key: &'a K,
+    ended: bool,
+}
+
+impl<K: Hash + Eq> Dialing<'_, K> {
+    fn end(mut self, result: &Result<Rc<H2Conn>, Error>) {
+        self.ended = true;
+        let mut slots = self.pool.slots.borrow_mut();
+        if let Some(slot) = slots.get_mut(self.key) {
+            slot.dialing = false;
+            slot.dials += 1;
+            match result {
+                Ok(connection) => {
+                    slot.failure = None;
+                    slot.connections.push(Rc::clone(connection));
+                }
+                Err(error) => slot.failure = Some(error.clone()),
+            }
+            slot.done.notify_waiters();
+        }
+    }
+}
+
+impl<K: Hash + Eq> Drop for Dialing<'_, K> {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Some(slot) = self.pool.slots.borrow_mut().get_mut(self.key)
+        {
+            slot.dialing = false;
+            slot.done.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The receiver's side: a request that is for a pod of this node, from the link or from a client on the same node, is
+//! checked and delivered. The checks are here so that no way to a pod leads around them.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use http::HeaderMap;
+use posthouse_model::Directory;
+use posthouse_model::address;
+
+use crate::body::{Body, ReplayBody};
+use crate::error::{Error, ErrorKind, Retry};
+use crate::exchange::{Interim, Request, Response};
+use crate::metrics::OpenGauge;
+use crate::pods::Pods;
+use crate::stream::{BufferedIo, SharedIo, Stream};
+
+/// How a request is handed to the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Http1,
+    Http2,
+    /// Bytes as they are.
+    Opaque,
+}
+
+impl Delivery {
+    /// The value of `posthouse-protocol`.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+            Self::Opaque => "opaque",
+        }
+    }
+
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
+        match value {
+            b"http/1.1" => Some(Self::Http1),
+            b"h2" => Some(Self::Http2),
+            b"opaque" => Some(Self::Opaque),
+            _ => None,
+        }
+    }
+}
+
+/// Whether `target` is a pod of this node on a port that the directory knows. An EndpointSlice is written by users, so it
+/// alone proves nothing: the address must be that of a pod that the API shows on this node or, for a pod that is not
+/// shown yet, lie in the node's own pod range.
+pub(crate) fn admit(
+    target: SocketAddr,
+    node_name: &str,
+    directory: &Directory,
+) -> Result<(), Error> {
+    // `Safe`: nothing reached a pod, and a directory that is newer or older than the sender's is no fault of the request.
+    let refuse = |kind, why: String| Err(Error::upstream(kind, Retry::Safe, why));
+    let entries = directory.endpoints_at(target);
+    let mine = entries
+        .iter()
+        .map(|(_, endpoint)| endpoint)
+        .filter(|e| e.node.as_deref() == Some(node_name));
+    let Some(endpoint) = mine.into_iter().next() else {
+        return refuse(
+            ErrorKind::DestinationUnavailable,
+            format!("{target} is not an endpoint on node {node_name} (any more)"),
+        );
+    };
+    if let Some(refusal) = endpoint.refusal {
+        return refuse(
+            ErrorKind::DestinationIpProhibited,
+            format!("{target} is refused: it is {refusal}"),
+        );
+    }
+    let ip = target.ip();
+    let host_network = directory.node_by_ip(ip).is_some()
+        && endpoint
+            .pod
+            .as_ref()
+            .and_then(|pod| directory.pod(&pod.uid))
+            .is_some_and(|pod| pod.host_network && pod.addresses.contains(&ip));
+    if let Err(refusal) = address::check(ip, target.port(), host_network, directory) {
+        return refuse(
+            ErrorKind::DestinationIpProhibited,
+            format!("{target} is refused: it is {refusal}"),
+        );
+    }
+    let is_ours = host_network
+        || directory
+            .pod_by_ip(ip)
+            .is_some_and(|pod| *pod.node == *node_name)
+        || directory
+            .node(node_name)
+            .is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
+    if !is_ours {
+        return refuse(
+            ErrorKind::DestinationIpProhibited,
+            format!(
+                "{target} is no pod's address on node {node_name}, although an EndpointSlice says so"
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Delivers a request to a pod that was admitted (or that the sender dials directly).
+pub(crate) async fn deliver(
+    pods: &Rc<Pods>,
+    target: SocketAddr,
+    delivery: Delivery,
+    request: &Request,
+    body: Option<&ReplayBody>,
+    interim: &mut dyn Interim,
+) -> Result<Response, Error> {
+    let mut response = match delivery {
+        Delivery::Http1 | Delivery::Opaque => pods.call_h1(target, request, body, interim).await?,
+        Delivery::Http2 => {
+            let connection = pods.h2(target).await?;
+            let body = body.map_or(Body::Empty, ReplayBody::reader);
+            connection
+                .call(
+                    h2_message(request)?,
+                    body,
+                    interim,
+                    &format_args!("pod {target}"),
+                )
+                .await?
+        }
+    };
+    crate::h1::strip_hop_by_hop(&mut response.headers);
+    Ok(response)
+}
+
+/// Opens a plain connection to a pod for a tunnel.
+pub(crate) async fn dial_tunnel(
+    pods: &Rc<Pods>,
+    target: SocketAddr,
+) -> Result<(SharedIo, OpenGauge), Error> {
+    let stream = pods.dial(target).await?;
+    Ok((
+        BufferedIo::shared(Stream::Tcp(stream), bytes::BytesMut::new()),
+        OpenGauge::connection("pod"),
+    ))
+}
+
+fn h2_message(request: &Request) -> Result<http::Request<()>, Error> {
+    let mut message = http::Request::new(());
+    let mut parts = http::uri::Parts::default();
+    // Prior knowledge in the clear: the pod sees `http`, whatever the client called it.
+    parts.scheme = Some(http::uri::Scheme::HTTP);
+    parts.authority = Some(request.authority.clone());
+    parts.path_and_query = Some(request.path.clone());
+    *message.uri_mut() = http::Uri::from_parts(parts).map_err(|_| {
+        Error::client(
+            ErrorKind::HttpRequestError,
+            "the request has no valid URI for HTTP/2",
+        )
+    })?;
+    *message.method_mut() = request.method.clone();
+    *message.headers_mut() = request.headers.clone();
+    Ok(message)
+}
+
+/// HTTP/2 may split a Cookie field; HTTP/1.1 must have it in one (RFC 9113 §8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(http::header::COOKIE).iter();
+    if values.next().is_none() || values.next().is_none() {
+        return;
+    }
+    let joined = headers
+        .get_all(http::header::COOKIE)
+        .iter()
+        .map(http::HeaderValue::as_bytes)
+        .collect::<Vec<_>>()
+        .join(&b"; "[..]);
+    if let Ok(joined) = http::HeaderValue::from_bytes(&joined) {
+        headers.insert(http::header::COOKIE, joined);
+    }
+}

@@ -1,0 +1,344 @@
+//! The link, sender's end: which metadata a stream carries, and how requests, upgrades and tunnels are sent to the proxy
+//! on a pod's node. A worker has its own connections to each peer; they come from the `LinkTransport`, which alone
+//! knows whether there is TLS. The receiver's end is `link_server.rs`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderName, HeaderValue, Method, Uri};
+use posthouse_model::Peer;
+use tracing::{info, warn};
+
+use crate::body::{Body, ReplayBody};
+use crate::error::{Error, ErrorKind, Retry};
+use crate::exchange::{Interim, Request, Response};
+use crate::h2conn::{H2Conn, LINK_WINDOWS};
+use crate::h2pool::H2Pool;
+use crate::inbound::Delivery;
+use crate::metrics::{LINK_DIALS, OpenGauge};
+use crate::status::{LinkStatus, Proxy};
+
+/// The pod's address and port that the stream is for.
+pub(crate) const TARGET: HeaderName = HeaderName::from_static("posthouse-target");
+/// Who sends: `namespace/pod/uid/service-account`, or `-` when unidentified.
+pub(crate) const SOURCE: HeaderName = HeaderName::from_static("posthouse-source");
+/// How to deliver: see [`Delivery`].
+pub(crate) const PROTOCOL: HeaderName = HeaderName::from_static("posthouse-protocol");
+/// On an answer made by the receiving proxy: the token of its error.
+pub(crate) const ERROR: HeaderName = HeaderName::from_static("posthouse-error");
+/// On such an answer: whether another endpoint may be tried (`safe`, `idempotent`, `never`).
+pub(crate) const RETRY: HeaderName = HeaderName::from_static("posthouse-retry");
+/// On such an answer: what happened, in words.
+pub(crate) const DETAILS: HeaderName = HeaderName::from_static("posthouse-details");
+/// On the answer to an upgrade: the pod switched protocols, the stream is a tunnel now.
+pub(crate) const UPGRADED: HeaderName = HeaderName::from_static("posthouse-upgraded");
+
+/// A link that had no stream for this long is closed, unless its peer is gone already. 10 min: a handshake is cheap, but
+/// none should be needed between two runs of a cron job.
+const LINK_IDLE: Duration = Duration::from_secs(600);
+
+type PeerKey = (Arc<str>, SocketAddr);
+
+/// A worker's links.
+pub(crate) struct Links {
+    pool: H2Pool<PeerKey>,
+}
+
+/// What goes with each stream, made once a client connection.
+pub(crate) struct Stamp<'a> {
+    pub(crate) target: SocketAddr,
+    pub(crate) source: &'a HeaderValue,
+    pub(crate) delivery: Delivery,
+}
+
+impl Links {
+    pub(crate) fn new() -> Self {
+        Self {
+            pool: H2Pool::new(),
+        }
+    }
+
+    async fn get(&self, proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error> {
+        let key = (Arc::clone(&peer.node), peer.address);
+        self.pool.get(&key, || dial(proxy, peer)).await
+    }
+
+    /// Sends a request to the pod `stamp.target` through its node's proxy.
+    pub(crate) async fn call(
+        &self,
+        proxy: &Arc<Proxy>,
+        peer: &Arc<Peer>,
+        stamp: &Stamp<'_>,
+        request: &Request,
+        body: Option<&ReplayBody>,
+        interim: &mut dyn Interim,
+    ) -> Result<Response, Error> {
+        let link = self.get(proxy, peer).await?;
+        let message = message(request, stamp)?;
+        let whom = Whom(&peer.node);
+        let response = if request.upgrade.is_some() {
+            link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED))
+                .await?
+        } else {
+            let body = body.map_or(Body::Empty, ReplayBody::reader);
+            link.call(message, body, interim, &whom).await?
+        };
+        unpack(response)
+    }
+
+    /// Opens an opaque tunnel to the pod `stamp.target`.
+    pub(crate) async fn tunnel(
+        &self,
+        proxy: &Arc<Proxy>,
+        peer: &Arc<Peer>,
+        stamp: &Stamp<'_>,
+    ) -> Result<Response, Error> {
+        let link = self.get(proxy, peer).await?;
+        let mut message = http::Request::new(());
+        *message.method_mut() = Method::CONNECT;
+        *message.uri_mut() = Uri::builder()
+            .authority(stamp.target.to_string())
+            .build()
+            .map_err(|_| internal("a target address is no authority"))?;
+        put_stamp(message.headers_mut(), stamp)?;
+        let response = link
+            .connect(message, &Whom(&peer.node), |parts| {
+                parts.status.is_success()
+            })
+            .await?;
+        unpack(response)
+    }
+
+    /// Closes links to peers that are gone from the directory and those without use.
+    pub(crate) fn sweep(&self, proxy: &Proxy) {
+        let directory = proxy.directory.load();
+        self.pool.sweep(|(node, address), connection| {
+            connection.idle_for() < LINK_IDLE
+                && directory
+                    .peer(node)
+                    .is_some_and(|peer| peer.address == *address)
+        });
+    }
+}
+
+/// Names a peer in error messages, made only when there is an error.
+pub(crate) struct Whom<'a>(pub(crate) &'a str);
+
+impl std::fmt::Display for Whom<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the proxy on node {}", self.0)
+    }
+}
+
+fn internal(details: &'static str) -> Error {
+    Error::internal(ErrorKind::ProxyInternalError, details)
+}
+
+fn put_stamp(headers: &mut http::HeaderMap, stamp: &Stamp<'_>) -> Result<(), Error> {
+    let target = HeaderValue::try_from(stamp.target.to_string())
+        .map_err(|_| internal("a target is no field value"))?;
+    headers.insert(TARGET, target);
+    headers.insert(SOURCE, stamp.source.clone());
+    headers.insert(PROTOCOL, HeaderValue::from_static(stamp.delivery.as_str()));
+    Ok(())
+}
+
+/// The request as it goes over the link.
+fn message(request: &Request, stamp: &Stamp<'_>) -> Result<http::Request<()>, Error> {
+    let mut message = http::Request::new(());
+    let mut parts = http::uri::Parts::default();
+    // The scheme of the link's message is the client's view: the pod sees it in nothing, but `https` must not be lost.
+    parts.scheme = Some(if request.https {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    });
+    parts.authority = Some(request.authority.clone());
+    parts.path_and_query = Some(request.path.clone());
+    *message.uri_mut() =
+        Uri::from_parts(parts).map_err(|_| internal("the request has no valid URI on the link"))?;
+    *message.headers_mut() = request.headers.clone();
+    *message.method_mut() = request.method.clone();
+    if let Some(upgrade) = &request.upgrade {
+        *message.method_mut() = Method::CONNECT;
+        let token = upgrade.to_str().map_err(|_| {
+            Error::client(
+                ErrorKind::HttpRequestError,
+                "the Upgrade field holds more than printable characters",
+            )
+        })?;
+        message
+            .extensions_mut()
+            .insert(h2::ext::Protocol::from(token));
+    }
+    put_stamp(message.headers_mut(), stamp)?;
+    Ok(message)
+}
+
+/// Turns an answer that the receiving proxy made itself back into its error, and takes the metadata off any other.
+fn unpack(mut response: Response) -> Result<Response, Error> {
+    response.headers.remove(UPGRADED);
+    let Some(token) = response.headers.remove(ERROR) else {
+        return Ok(response);
+    };
+    let text = |name: &HeaderName| {
+        response
+            .headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+    };
+    let retry = match text(&RETRY) {
+        "safe" => Retry::Safe,
+        "idempotent" => Retry::IfIdempotent,
+        _ => Retry::Never,
+    };
+    let kind = token
+        .to_str()
+        .ok()
+        .and_then(ErrorKind::from_token)
+        .unwrap_or(ErrorKind::ProxyInternalError);
+    let details = text(&DETAILS).to_owned();
+    let mut error = Error::upstream(kind, retry, details);
+    error.status = (response.status != kind.status()).then_some(response.status);
+    Err(error)
+}
+
+/// Marks an answer as ours, for [`unpack`] at the other end.
+pub(crate) fn pack_error(error: &Error, headers: &mut http::HeaderMap) {
+    let retry = match error.retry {
+        Retry::Safe => "safe",
+        Retry::IfIdempotent => "idempotent",
+        Retry::Never => "never",
+    };
+    headers.insert(ERROR, HeaderValue::from_static(error.kind.token()));
+    headers.insert(RETRY, HeaderValue::from_static(retry));
+    let details: String = error
+        .details
+        .chars()
+        .take(512)
+        .map(|c| if matches!(c, ' '..='~') { c } else { '?' })
+        .collect();
+    if let Ok(details) = HeaderValue::try_from(details) {
+        headers.insert(DETAILS, details);
+    }
+}
+
+async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error> {
+    let counters = proxy.link_table.of(&peer.node);
+    let failed = |what: String, kind| {
+        warn!(peer = %peer.node, address = %peer.address, error = %what, "link failed");
+        metrics::counter!(LINK_DIALS, "result" => "failed").increment(1);
+        counters.failed(&what);
+        Error::link(
+            kind,
+            format!("no link to the proxy on node {}: {what}", peer.node),
+        )
+    };
+    let io = proxy.transport.connect(peer).await.map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => ErrorKind::ConnectionRefused,
+            std::io::ErrorKind::TimedOut => ErrorKind::ConnectionTimeout,
+            _ => ErrorKind::DestinationUnavailable,
+        };
+        failed(error.to_string(), kind)
+    })?;
+    let open = OpenGauge::connection("link_out");
+    let closing = Arc::clone(&counters);
+    let node = Arc::clone(&peer.node);
+    let handshake = H2Conn::open(
+        io,
+        LINK_WINDOWS,
+        true,
+        Some(Arc::clone(&counters)),
+        move || {
+            closing.connections.fetch_sub(1, Ordering::Relaxed);
+            info!(peer = %node, "link closed");
+            drop(open);
+        },
+    );
+    let limit = proxy.config.timeouts.connect;
+    match tokio::time::timeout(limit, handshake).await {
+        Ok(Ok(connection)) => {
+            counters.connections.fetch_add(1, Ordering::Relaxed);
+            counters.opened.fetch_add(1, Ordering::Relaxed);
+            metrics::counter!(LINK_DIALS, "result" => "ok").increment(1);
+            info!(peer = %peer.node, address = %peer.address, "link open");
+            Ok(connection)
+        }
+        Ok(Err(error)) => Err(failed(
+            format!("handshake failed: {error}"),
+            ErrorKind::HttpProtocolError,
+        )),
+        Err(_) => Err(failed(
+            format!("no handshake within {limit:?}"),
+            ErrorKind::ConnectionTimeout,
+        )),
+    }
+}
+
+/// Counters of all workers' links, by peer; touched when a link opens or closes, never on a request's way.
+#[derive(Default)]
+pub(crate) struct LinkTable(Mutex<HashMap<Arc<str>, Arc<LinkCounters>>>);
+
+/// Counters of the links to one peer.
+#[derive(Default)]
+pub(crate) struct LinkCounters {
+    connections: AtomicU64,
+    pub(crate) streams: AtomicU64,
+    opened: AtomicU64,
+    failures: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl LinkCounters {
+    fn failed(&self, what: &str) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
+    }
+}
+
+impl LinkTable {
+    fn of(&self, node: &Arc<str>) -> Arc<LinkCounters> {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(table.entry(Arc::clone(node)).or_default())
+    }
+
+    /// The state of every link, forgetting peers for which `known` says no and that have no connection.
+    pub(crate) fn list(&self, known: impl Fn(&str) -> bool) -> Vec<LinkStatus> {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.retain(|node, counters| {
+            known(node) || counters.connections.load(Ordering::Relaxed) > 0
+        });
+        let mut list: Vec<LinkStatus> = table
+            .iter()
+            .map(|(node, counters)| LinkStatus {
+                node: node.to_string(),
+                connections: counters.connections.load(Ordering::Relaxed),
+                streams: counters.streams.load(Ordering::Relaxed),
+                opened: counters.opened.load(Ordering::Relaxed),
+                failures: counters.failures.load(Ordering::Relaxed),
+                last_error: counters
+                    .last_error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone(),
+            })
+            .collect();
+        list.sort_by(|a, b| a.node.cmp(&b.node));
+        list
+    }
+}
+
+/// `/` for messages that need a path and have none of their own.
+pub(crate) fn root_path() -> PathAndQuery {
+    PathAndQuery::from_static("/")
+}

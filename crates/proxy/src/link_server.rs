@@ -1,0 +1,407 @@
+//! The link, receiver's end: takes links from peers that the `LinkTransport` vouches for, and turns each stream into a
+//! delivery to a pod of this node. Its metadata is read here and goes no further.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use metrics::{counter, gauge};
+use posthouse_model::transport::PeerIdentity;
+use tokio::net::TcpStream;
+use tracing::{debug, info};
+
+use crate::body::{Body, BodyOf, H2Body, ReplayBody};
+use crate::downstream::H2Downstream;
+use crate::error::{Error, ErrorKind};
+use crate::exchange::{
+    Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward,
+};
+use crate::h1;
+use crate::h2conn::{LINK_WINDOWS, MAX_HEADER_LIST, PING_EVERY, PING_TIMEOUT};
+use crate::idle::IdleTimer;
+use crate::inbound::{self, Delivery};
+use crate::link::{PROTOCOL, TARGET, UPGRADED, pack_error};
+use crate::metrics::{
+    CLIENTS_REFUSED, Direction, LINK_STREAMS, OpenGauge, failed_without_service, limit_reached,
+};
+use crate::tunnel::{TUNNEL_IDLE, TunnelEndedBy, splice};
+use crate::worker::Worker;
+
+/// Streams that a peer's worker may have open on one link: as many as its own side opens at most (`h2conn`).
+const MAX_STREAMS: u32 = 4096;
+/// How long a peer may take to accept an error's few bytes.
+const ERROR_ANSWER: Duration = Duration::from_secs(10);
+/// Taking a link: TLS (if any) and the HTTP/2 preface. Source: design default, TLS accept 10 s.
+const ACCEPT: Duration = Duration::from_secs(10);
+
+/// Serves one link until it ends.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+    let directory = worker.proxy.directory.load_full();
+    let accepted = tokio::time::timeout(ACCEPT, async {
+        let (peer, io) = worker
+            .proxy
+            .transport
+            .accept(stream, remote, &directory)
+            .await
+            .map_err(|e| e.to_string())?;
+        let connection = h2::server::Builder::new()
+            .initial_window_size(LINK_WINDOWS.stream)
+            .initial_connection_window_size(LINK_WINDOWS.connection)
+            .max_frame_size(LINK_WINDOWS.frame)
+            .max_send_buffer_size(LINK_WINDOWS.send_buffer)
+            .max_header_list_size(MAX_HEADER_LIST + METADATA_ROOM)
+            .max_concurrent_streams(MAX_STREAMS)
+            .enable_connect_protocol()
+            .handshake::<_, Bytes>(io)
+            .await
+            .map_err(|e| e.to_string())?;
+        Ok::<_, String>((peer, connection))
+    })
+    .await;
+    drop(directory);
+    let (peer, mut connection) = match accepted {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(error)) => {
+            counter!(CLIENTS_REFUSED, "reason" => "not_a_peer").increment(1);
+            debug!(%remote, %error, "link refused");
+            return;
+        }
+        Err(_) => return limit_reached("header_timeout"),
+    };
+    let _open = OpenGauge::connection("link_in");
+    let peer = Rc::new(peer);
+    info!(peer = %peer.node, %remote, authenticated = peer.authenticated, "link taken");
+    let mut ping_pong = connection.ping_pong();
+    let mut alive = pin!(async move {
+        // A peer that vanished without a word would hold its streams' memory otherwise.
+        let Some(ping_pong) = &mut ping_pong else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::time::sleep(PING_EVERY).await;
+            if !matches!(
+                tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await,
+                Ok(Ok(_))
+            ) {
+                return;
+            }
+        }
+    });
+    let mut drained = pin!(worker.drain.begun());
+    let mut draining = false;
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !draining && drained.as_mut().poll(cx).is_ready() {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+            alive.as_mut().poll(cx).map(|()| None)
+        })
+        .await;
+        match accepted {
+            Some(Ok((request, respond))) => {
+                tokio::task::spawn_local(serve_stream(
+                    Rc::clone(&worker),
+                    Rc::clone(&peer),
+                    request,
+                    respond,
+                ));
+            }
+            Some(Err(error)) => {
+                debug!(peer = %peer.node, %error, "link broke");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// Our own fields come on top of what the sender took from its client.
+const METADATA_ROOM: u32 = 4096;
+
+async fn serve_stream(
+    worker: Rc<Worker>,
+    peer: Rc<PeerIdentity>,
+    request: http::Request<h2::RecvStream>,
+    respond: h2::server::SendResponse<Bytes>,
+) {
+    let _stream = OpenGauge::new(gauge!(LINK_STREAMS, "direction" => "in"));
+    let _in_flight = worker.inbound.begin();
+    let started = Instant::now();
+    let down = H2Downstream::new(respond);
+    let (parts, recv) = request.into_parts();
+    let delivered = match Order::read(parts) {
+        Ok(order) => {
+            let directory = worker.proxy.directory.load_full();
+            let key = directory
+                .endpoints_at(order.target)
+                .first()
+                .map(|(key, _)| Arc::clone(key));
+            let (status, error) = order.carry_out(&worker, &directory, recv, down).await;
+            if let Some(key) = key {
+                worker.inbound.service(&key, started).finished(
+                    status,
+                    error.as_ref().map(|e| e.kind),
+                    started.elapsed(),
+                );
+            } else if let Some(error) = &error {
+                failed_without_service(Direction::Inbound, error.kind);
+            }
+            error
+        }
+        Err(error) => {
+            failed_without_service(Direction::Inbound, error.kind);
+            answer(down, &error).await;
+            Some(error)
+        }
+    };
+    if let Some(error) = delivered {
+        debug!(error = error.kind.token(), details = %error.details, peer = %peer.node, "delivery failed");
+    }
+}
+
+/// Answers an error in the form that the sending proxy turns back into one.
+async fn answer(mut down: H2Downstream, error: &Error) {
+    let mut extra = HeaderMap::new();
+    pack_error(error, &mut extra);
+    answer_error(&mut down, error, false, extra, ERROR_ANSWER).await;
+}
+
+/// One stream's request with its metadata taken off.
+struct Order {
+    target: SocketAddr,
+    delivery: Delivery,
+    request: Request,
+}
+
+impl Order {
+    fn read(mut parts: http::request::Parts) -> Result<Self, Error> {
+        let bad = |what: &'static str| Error::client(ErrorKind::HttpRequestError, what);
+        let target = parts
+            .headers
+            .get(&TARGET)
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.parse().ok())
+            .ok_or_else(|| bad("a link's stream needs posthouse-target"))?;
+        let delivery = parts
+            .headers
+            .get(&PROTOCOL)
+            .and_then(|v| Delivery::parse(v.as_bytes()))
+            .ok_or_else(|| bad("a link's stream needs posthouse-protocol"))?;
+        let protocol = parts.extensions.remove::<h2::ext::Protocol>();
+        let upgrade = match &protocol {
+            None => None,
+            Some(p) => Some(
+                HeaderValue::from_str(p.as_str())
+                    .map_err(|_| bad("the upgrade's protocol is no token"))?,
+            ),
+        };
+        if (delivery == Delivery::Opaque) != (parts.method == Method::CONNECT && upgrade.is_none())
+        {
+            return Err(bad("an opaque stream is a CONNECT and nothing else is"));
+        }
+        // Takes every `posthouse-*` field off: the pod sees none of them.
+        h1::strip_hop_by_hop(&mut parts.headers);
+        let authority = match parts.uri.authority() {
+            Some(authority) => authority.clone(),
+            None => return Err(bad("a link's stream needs :authority")),
+        };
+        let request = Request {
+            // An upgrade travels as an extended CONNECT; it was a GET (the sender upgrades nothing else).
+            method: if upgrade.is_some() {
+                Method::GET
+            } else {
+                parts.method
+            },
+            path: parts
+                .uri
+                .path_and_query()
+                .cloned()
+                .unwrap_or_else(crate::link::root_path),
+            authority,
+            https: false,
+            headers: parts.headers,
+            body: Body::Empty,
+            upgrade,
+            h2: delivery == Delivery::Http2,
+        };
+        Ok(Self {
+            target,
+            delivery,
+            request,
+        })
+    }
+
+    /// Checks, delivers and answers; returns what the metrics and the log need.
+    async fn carry_out(
+        self,
+        worker: &Rc<Worker>,
+        directory: &posthouse_model::Directory,
+        recv: h2::RecvStream,
+        mut down: H2Downstream,
+    ) -> (Option<StatusCode>, Option<Error>) {
+        let Self {
+            target,
+            delivery,
+            mut request,
+        } = self;
+        if let Err(error) = inbound::admit(target, &worker.proxy.config.node_name, directory) {
+            answer(down, &error).await;
+            return (Some(error.status()), Some(error));
+        }
+        if delivery == Delivery::Opaque {
+            return opaque(worker, target, recv, down).await;
+        }
+        if request.upgrade.is_some() {
+            return upgrade(worker, target, &request, recv, down).await;
+        }
+        let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
+        request.body = if recv.is_end_stream() {
+            Body::Empty
+        } else {
+            Body::H2(H2Body::new(recv, BodyOf::Request))
+        };
+        let body = std::mem::replace(&mut request.body, Body::Empty);
+        let body = if body.is_end() {
+            None
+        } else {
+            Some(ReplayBody::new(body))
+        };
+        if let Some(body) = &body
+            && !request.is_idempotent()
+        {
+            // Never sent twice from here, so nothing of it need be kept.
+            body.commit();
+        }
+        let called = {
+            let down = RefCell::new(&mut down);
+            let mut interim = SharedInterim(&down);
+            let call = inbound::deliver(
+                &worker.pods,
+                target,
+                delivery,
+                &request,
+                body.as_ref(),
+                &mut interim,
+            );
+            await_response(call, body.as_ref(), &mut timer, &down).await
+        };
+        match called {
+            Ok(response) => {
+                if let Some(body) = &body {
+                    body.commit();
+                }
+                let status = response.status;
+                match forward(response, &mut down, body.as_ref(), &mut timer).await {
+                    Ok(()) => (Some(status), None),
+                    Err(error) => (Some(status), Some(error)),
+                }
+            }
+            Err(error) => {
+                answer(down, &error).await;
+                (Some(error.status()), Some(error))
+            }
+        }
+    }
+}
+
+async fn opaque(
+    worker: &Rc<Worker>,
+    target: SocketAddr,
+    recv: h2::RecvStream,
+    down: H2Downstream,
+) -> (Option<StatusCode>, Option<Error>) {
+    match inbound::dial_tunnel(&worker.pods, target).await {
+        Ok((io, open)) => {
+            let Ok(send) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
+                return (None, Some(Error::client_gone()));
+            };
+            carry(
+                TunnelEnd::H2 {
+                    send,
+                    recv,
+                    lease: None,
+                },
+                TunnelEnd::Io { io, open },
+            )
+            .await;
+            (Some(StatusCode::OK), None)
+        }
+        Err(error) => {
+            answer(down, &error).await;
+            (Some(error.status()), Some(error))
+        }
+    }
+}
+
+async fn upgrade(
+    worker: &Rc<Worker>,
+    target: SocketAddr,
+    request: &Request,
+    recv: h2::RecvStream,
+    mut down: H2Downstream,
+) -> (Option<StatusCode>, Option<Error>) {
+    let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
+    let called = {
+        let down = RefCell::new(&mut down);
+        let mut interim = SharedInterim(&down);
+        let call = inbound::deliver(
+            &worker.pods,
+            target,
+            Delivery::Http1,
+            request,
+            None,
+            &mut interim,
+        );
+        await_response(call, None, &mut timer, &down).await
+    };
+    match called {
+        Ok(Response {
+            status,
+            mut headers,
+            tunnel: Some(end),
+            ..
+        }) => {
+            headers.insert(UPGRADED, HeaderValue::from_static("1"));
+            let Ok(send) = down.tunnel(StatusCode::OK, headers) else {
+                return (None, Some(Error::client_gone()));
+            };
+            carry(
+                TunnelEnd::H2 {
+                    send,
+                    recv,
+                    lease: None,
+                },
+                end,
+            )
+            .await;
+            (Some(status), None)
+        }
+        // The pod did not switch: its answer goes back as it is.
+        Ok(response) => {
+            let status = response.status;
+            let result = forward(response, &mut down, None, &mut timer).await;
+            (Some(status), result.err())
+        }
+        Err(error) => {
+            answer(down, &error).await;
+            (Some(error.status()), Some(error))
+        }
+    }
+}
+
+async fn carry(link: TunnelEnd, pod: TunnelEnd) {
+    if splice(link, pod, TUNNEL_IDLE).await == TunnelEndedBy::Idle {
+        limit_reached("tunnel_idle");
+    }
+}

@@ -1,0 +1,726 @@
+//! The sender's side: what happens to one request of a pod of this node. Read [`handle`] from top to bottom; each phase
+//! is one function with one failure exit, and metrics and log line are made once, from the outcome.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::uri::Authority as UriAuthority;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use posthouse_model::stats::now_nanos;
+use posthouse_model::{
+    AppProtocol, Authority, Destination, Directory, Endpoint, EndpointStats, Host, Peer,
+    Unresolved, address,
+};
+use tracing::debug;
+
+use crate::balance::{Balancer, LeastRequest, Tried};
+use crate::body::ReplayBody;
+use crate::client::{Client, Found};
+use crate::config::MissingPeer;
+use crate::error::{Error, ErrorKind, Retry, Side};
+use crate::exchange::{
+    Downstream, Interim, Request, Response, SharedInterim, answer_error, await_response, forward,
+};
+use crate::idle::IdleTimer;
+use crate::inbound::{self, Delivery};
+use crate::link::Stamp;
+use crate::metrics::{Direction, OpenGauge, failed_without_service};
+
+/// Tries of a request whose failures were all such that nothing had reached a pod.
+const MAX_SAFE_TRIES: usize = 3;
+/// Tries of an idempotent request after a failure in the middle: one more (design default; GEP-1731 has none).
+const MAX_IDEMPOTENT_RETRIES: usize = 1;
+/// Back-off before the second try of a request that a pod may have begun with: 25 ms, doubled up to 250 ms, with full
+/// jitter. Source: Envoy's and linkerd2-proxy's 25 to 250 ms. A try elsewhere after a refused connection does not wait.
+const BACKOFF_FIRST: Duration = Duration::from_millis(25);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// A request that carries our node's name this often in Via goes round. An application that passes requests on may
+/// bring one by a few times for good reasons (gateway and backend on one node), a loop does so without end.
+const MAX_PASSES: usize = 8;
+/// How long a client may take to accept an error's few bytes.
+const ERROR_ANSWER: Duration = Duration::from_secs(10);
+
+/// What the caller has still to do after [`handle`].
+pub(crate) enum Handled {
+    /// Answered, or the client is gone.
+    Done,
+    /// The pod switched protocols: answer so and copy bytes until the end. The guards count it as under way.
+    Switched(Box<Response>, Underway),
+}
+
+/// Counts a request as under way at the proxy and at its endpoint.
+pub(crate) struct Underway {
+    _request: OpenGauge,
+    _endpoint: Option<InFlight>,
+}
+
+/// Handles one request: finds its destination, sends it, answers the client.
+pub(crate) async fn handle<D: Downstream>(
+    client: &Client,
+    mut request: Request,
+    down: &mut D,
+    timer: &mut IdleTimer,
+) -> Handled {
+    let started = Instant::now();
+    let counted = client.worker.outbound.begin();
+    let directory = client.worker.proxy.directory.load_full();
+    let grpc = request.is_grpc();
+    let mut log = LogFields {
+        method: request.method.clone(),
+        authority: request.authority.clone(),
+        endpoint: None,
+    };
+    let mut found = None;
+    let result = serve(
+        client,
+        &directory,
+        &mut request,
+        down,
+        timer,
+        &mut found,
+        &mut log,
+    )
+    .await;
+    let (status, error, handled) = match result {
+        Ok(Served::Answered(status)) => (Some(status), None, Handled::Done),
+        Ok(Served::Switched(response, in_flight)) => {
+            let underway = Underway {
+                _request: counted,
+                _endpoint: Some(in_flight),
+            };
+            (
+                Some(response.status),
+                None,
+                Handled::Switched(response, underway),
+            )
+        }
+        Err(Failure {
+            error,
+            answered: true,
+            status,
+        }) => (status, Some(error), Handled::Done),
+        Err(Failure {
+            error,
+            answered: false,
+            ..
+        }) => {
+            answer_error(down, &error, grpc, HeaderMap::new(), ERROR_ANSWER).await;
+            (Some(error.status()), Some(error), Handled::Done)
+        }
+    };
+    record(
+        found.as_deref(),
+        status,
+        error.as_ref(),
+        started.elapsed(),
+        &log,
+    );
+    handled
+}
+
+struct LogFields {
+    method: Method,
+    authority: UriAuthority,
+    endpoint: Option<SocketAddr>,
+}
+
+/// Metrics and log line of one request, from its outcome.
+fn record(
+    found: Option<&Found>,
+    status: Option<StatusCode>,
+    error: Option<&Error>,
+    took: Duration,
+    log: &LogFields,
+) {
+    match found {
+        Some(found) => found.metrics.finished(status, error.map(|e| e.kind), took),
+        None => {
+            if let Some(error) = error {
+                failed_without_service(Direction::Outbound, error.kind);
+            }
+        }
+    }
+    if let Some(error) = error {
+        debug!(
+            error = error.kind.token(), side = ?error.side, details = %error.details, method = %log.method,
+            authority = %log.authority, endpoint = ?log.endpoint, status = ?status.map(|s| s.as_u16()), "request failed"
+        );
+    }
+}
+
+enum Served {
+    Answered(StatusCode),
+    Switched(Box<Response>, InFlight),
+}
+
+struct Failure {
+    error: Error,
+    /// The answer had begun, so no other can be given.
+    answered: bool,
+    status: Option<StatusCode>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            answered: false,
+            status: None,
+        }
+    }
+}
+
+async fn serve<D: Downstream>(
+    client: &Client,
+    directory: &Arc<Directory>,
+    request: &mut Request,
+    down: &mut D,
+    timer: &mut IdleTimer,
+    found_out: &mut Option<Rc<Found>>,
+    log: &mut LogFields,
+) -> Result<Served, Failure> {
+    let default_port = if request.https { 443 } else { 80 };
+    let found = client.find(directory, &request.authority, default_port)?;
+    *found_out = Some(Rc::clone(&found));
+    refuse_loops(client, request)?;
+    let delivery = delivery(request, found.destination.service_port().app_protocol)?;
+    prepare(client, request, delivery);
+    found.budget.request(now_nanos());
+
+    let body = std::mem::replace(&mut request.body, crate::body::Body::Empty);
+    let body = if body.is_end() {
+        None
+    } else {
+        Some(ReplayBody::new(body))
+    };
+    let (response, in_flight) = send(
+        client,
+        directory,
+        &found,
+        request,
+        delivery,
+        body.as_ref(),
+        down,
+        timer,
+        log,
+    )
+    .await?;
+    if let Some(body) = &body {
+        body.commit();
+    }
+    if response.tunnel.is_some() {
+        return Ok(Served::Switched(Box::new(response), in_flight));
+    }
+    let status = response.status;
+    forward(response, down, body.as_ref(), timer)
+        .await
+        .map(|()| Served::Answered(status))
+        .map_err(|error| {
+            in_flight.stats.failed();
+            Failure {
+                error,
+                answered: true,
+                status: Some(status),
+            }
+        })
+}
+
+/// The destination of `authority`, or the reason why there is none.
+pub(crate) fn identify(
+    client: &Client,
+    directory: &Directory,
+    authority: &UriAuthority,
+    default_port: u16,
+) -> Result<Destination, Error> {
+    let config = &client.worker.proxy.config;
+    let parsed = Authority::parse(authority.as_str()).map_err(|error| {
+        Error::client(
+            ErrorKind::HttpRequestError,
+            format!("'{authority}': {error}"),
+        )
+    })?;
+    if let Host::Ip(ip) = parsed.host {
+        let asked = SocketAddr::new(ip.to_canonical(), parsed.port.unwrap_or(default_port));
+        if config
+            .own_addresses
+            .iter()
+            .any(|own| is_same_listener(*own, asked, &config.node_ips))
+        {
+            return Err(Error::client(
+                ErrorKind::ProxyLoopDetected,
+                format!(
+                    "{asked} is this proxy itself; send the request with the Service's name as its host"
+                ),
+            ));
+        }
+    }
+    directory
+        .resolve(
+            &parsed,
+            default_port,
+            client.namespace.as_deref(),
+            &config.cluster_domain,
+        )
+        .map_err(|unresolved| {
+            let kind = match unresolved {
+                Unresolved::Refused { .. } => ErrorKind::DestinationIpProhibited,
+                Unresolved::UnknownName { .. }
+                | Unresolved::NeedsNamespace { .. }
+                | Unresolved::UnknownPort { .. }
+                | Unresolved::UnknownHostname { .. }
+                | Unresolved::ExternalName { .. }
+                | Unresolved::UnknownAddress { .. } => ErrorKind::DestinationNotFound,
+            };
+            Error::client(kind, unresolved.to_string())
+        })
+}
+
+fn is_same_listener(own: SocketAddr, asked: SocketAddr, node_ips: &[std::net::IpAddr]) -> bool {
+    own.port() == asked.port()
+        && (own.ip() == asked.ip()
+            || own.ip().is_unspecified()
+                && (asked.ip().is_loopback()
+                    || asked.ip().is_unspecified()
+                    || node_ips.contains(&asked.ip())))
+}
+
+/// Ends requests that come round to this node again and again.
+fn refuse_loops(client: &Client, request: &Request) -> Result<(), Error> {
+    let pseudonym = client.worker.via.as_bytes();
+    let passes = request
+        .headers
+        .get_all(http::header::VIA)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter(|entry| entry.trim_ascii() == pseudonym)
+        .count();
+    if passes >= MAX_PASSES {
+        return Err(Error::client(
+            ErrorKind::ProxyLoopDetected,
+            format!(
+                "the request has passed this node {passes} times; some pod sends it back to where it came from"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// How the pod is spoken to, by what the client speaks and what the Service port says (design: translation table).
+fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Error> {
+    if request.upgrade.is_some() {
+        return Ok(Delivery::Http1);
+    }
+    match app_protocol {
+        AppProtocol::H2c | AppProtocol::Grpc => Ok(Delivery::Http2),
+        AppProtocol::Http1 | AppProtocol::WebSocket if request.h2 && request.is_grpc() => {
+            Err(Error::client(
+                ErrorKind::HttpUpgradeFailed,
+                "gRPC needs HTTP/2, but the Service port's appProtocol says HTTP/1.1; set it to 'grpc' or 'kubernetes.io/h2c'",
+            ))
+        }
+        AppProtocol::Http1 | AppProtocol::WebSocket => Ok(Delivery::Http1),
+        AppProtocol::Tls | AppProtocol::Tcp => Err(Error::client(
+            ErrorKind::HttpUpgradeFailed,
+            format!(
+                "the Service port's appProtocol is '{}', so it is reached by CONNECT only, not by plain HTTP requests",
+                app_protocol.as_str()
+            ),
+        )),
+        AppProtocol::Unknown if request.h2 => Ok(Delivery::Http2),
+        AppProtocol::Unknown => Ok(Delivery::Http1),
+    }
+}
+
+/// Changes the request's fields for its way on.
+fn prepare(client: &Client, request: &mut Request, delivery: Delivery) {
+    if delivery == Delivery::Http1 {
+        // `TE: trailers` belongs to one HTTP/1.1 connection; HTTP/2 splits cookies, HTTP/1.1 must not.
+        request.headers.remove(http::header::TE);
+        if request.h2 {
+            inbound::join_cookies(&mut request.headers);
+        }
+    }
+    request
+        .headers
+        .append(http::header::VIA, client.worker.via.clone());
+}
+
+/// Sends the request to one endpoint after the other until one answers or none may be tried any more.
+#[allow(clippy::too_many_arguments)] // the phases' common state; each is used in its own way
+async fn send<D: Downstream>(
+    client: &Client,
+    directory: &Arc<Directory>,
+    found: &Found,
+    request: &Request,
+    delivery: Delivery,
+    body: Option<&ReplayBody>,
+    down: &mut D,
+    timer: &mut IdleTimer,
+    log: &mut LogFields,
+) -> Result<(Response, InFlight), Error> {
+    let down = RefCell::new(down);
+    let mut retry = Retries::default();
+    loop {
+        let endpoint = match pick(found, &retry) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Err(retry.last.unwrap_or(error)),
+        };
+        log.endpoint = Some(endpoint.address);
+        let in_flight = InFlight::begin(&endpoint.stats);
+        let begun = now_nanos();
+        let mut interim = SharedInterim(&down);
+        let call = send_once(
+            client,
+            directory,
+            &endpoint,
+            delivery,
+            request,
+            body,
+            &mut interim,
+        );
+        match await_response(call, body, timer, &down).await {
+            Ok(response) => {
+                let now = now_nanos();
+                in_flight.stats.answered(now - begun, now);
+                return Ok((response, in_flight));
+            }
+            Err(error) => {
+                in_flight.stats.failed();
+                drop(in_flight);
+                let replayable = body.is_none_or(ReplayBody::can_replay);
+                retry
+                    .decide(error, &endpoint, request.is_idempotent(), replayable, found)?
+                    .wait()
+                    .await;
+            }
+        }
+    }
+}
+
+/// What was tried, and whether more may be.
+#[derive(Default)]
+struct Retries {
+    tried: Tried,
+    safe: usize,
+    idempotent: usize,
+    last: Option<Error>,
+}
+
+impl Retries {
+    /// After `error` at `endpoint`: how long to wait before the next try, or the error when there is none.
+    fn decide(
+        &mut self,
+        error: Error,
+        endpoint: &Endpoint,
+        idempotent: bool,
+        replayable: bool,
+        found: &Found,
+    ) -> Result<Backoff, Error> {
+        let now = now_nanos();
+        if matches!(
+            error.kind,
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout
+        ) {
+            endpoint.stats.refused(now);
+        }
+        let allowed = replayable
+            && match error.retry {
+                Retry::Safe => self.safe + 1 < MAX_SAFE_TRIES,
+                Retry::IfIdempotent => idempotent && self.idempotent < MAX_IDEMPOTENT_RETRIES,
+                Retry::Never => false,
+            };
+        if !allowed {
+            return Err(error);
+        }
+        if !found.budget.withdraw(now) {
+            found.metrics.retry("no_budget");
+            return Err(error);
+        }
+        found.metrics.retry("sent");
+        let backoff = if error.retry == Retry::Safe {
+            self.safe += 1;
+            Backoff(Duration::ZERO)
+        } else {
+            self.idempotent += 1;
+            let ceiling = BACKOFF_FIRST
+                .saturating_mul(1 << (self.idempotent - 1).min(8))
+                .min(BACKOFF_MAX);
+            Backoff(ceiling.mul_f64(fastrand::f64()))
+        };
+        self.tried.add(endpoint, error.side == Side::Link);
+        self.last = Some(error);
+        Ok(backoff)
+    }
+}
+
+struct Backoff(Duration);
+
+impl Backoff {
+    async fn wait(self) {
+        if !self.0.is_zero() {
+            tokio::time::sleep(self.0).await;
+        }
+    }
+}
+
+/// Counts a request at its endpoint.
+pub(crate) struct InFlight {
+    stats: Arc<EndpointStats>,
+}
+
+impl InFlight {
+    fn begin(stats: &Arc<EndpointStats>) -> Self {
+        stats.begin();
+        Self {
+            stats: Arc::clone(stats),
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.stats.end();
+    }
+}
+
+/// The endpoint for the next try.
+fn pick(found: &Found, retries: &Retries) -> Result<Arc<Endpoint>, Error> {
+    let destination = &found.destination;
+    if let Some(only) = &destination.endpoint {
+        // A name or address that means one pod is never served by another.
+        return if retries.tried.is_empty() {
+            Ok(Arc::clone(only))
+        } else {
+            Err(unavailable(destination))
+        };
+    }
+    let set = &destination.service_port().endpoints;
+    LeastRequest
+        .pick(set.usable(), &retries.tried, now_nanos())
+        .cloned()
+        .ok_or_else(|| unavailable(destination))
+}
+
+fn unavailable(destination: &Destination) -> Error {
+    let service = &destination.service;
+    let port = destination.service_port();
+    let all = port.endpoints.all();
+    let refused = all.iter().filter(|e| e.refusal.is_some()).count();
+    let age = service.changed.elapsed().unwrap_or_default().as_secs();
+    let state = if all.is_empty() {
+        "has no endpoints; do its selector and its pods' labels match?".to_owned()
+    } else if refused > 0 {
+        format!(
+            "has {} endpoints, {} ready, {refused} with addresses that are refused",
+            all.len(),
+            port.endpoints.ready()
+        )
+    } else if port.endpoints.ready() == 0 {
+        format!("has {} endpoints, none ready", all.len())
+    } else {
+        format!(
+            "has {} ready endpoints, all tried in vain",
+            port.endpoints.ready()
+        )
+    };
+    Error::upstream(
+        ErrorKind::DestinationUnavailable,
+        Retry::Safe,
+        format!(
+            "Service {}/{} port {} {state}; last change {age} s ago",
+            service.namespace, service.name, port.port
+        ),
+    )
+}
+
+/// The way to an endpoint.
+pub(crate) enum Way {
+    /// It runs on this node.
+    Local,
+    /// By the link to its node's proxy.
+    Link(Arc<Peer>),
+    /// Without a proxy at its end.
+    Direct,
+}
+
+/// Decides the way to `endpoint`, or why there is none.
+pub(crate) fn way(
+    client: &Client,
+    directory: &Directory,
+    endpoint: &Endpoint,
+) -> Result<Way, Error> {
+    let config = &client.worker.proxy.config;
+    if let Some(refusal) = endpoint.refusal {
+        return Err(Error::upstream(
+            ErrorKind::DestinationIpProhibited,
+            Retry::Safe,
+            format!("endpoint {} is refused: it is {refusal}", endpoint.address),
+        ));
+    }
+    if let Some(node) = &endpoint.node {
+        if **node == *config.node_name {
+            inbound::admit(endpoint.address, &config.node_name, directory)?;
+            return Ok(Way::Local);
+        }
+        if let Some(peer) = directory.peer(node).filter(|peer| peer.ready) {
+            return Ok(Way::Link(Arc::clone(peer)));
+        }
+    }
+    direct(client, directory, endpoint)
+}
+
+/// Whether an endpoint may be dialled from here although it is not on this node.
+fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
+    let node = endpoint.node.as_deref().unwrap_or("(unknown)");
+    if client.worker.proxy.config.missing_peer == MissingPeer::Fail {
+        return Err(Error::upstream(
+            ErrorKind::DestinationUnavailable,
+            Retry::Safe,
+            format!(
+                "node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'",
+                endpoint.address
+            ),
+        ));
+    }
+    match address::check(
+        endpoint.address.ip(),
+        endpoint.address.port(),
+        false,
+        directory,
+    ) {
+        Ok(()) => Ok(Way::Direct),
+        Err(refusal) => Err(Error::upstream(
+            ErrorKind::DestinationIpProhibited,
+            Retry::Safe,
+            format!("endpoint {} is refused: it is {refusal}", endpoint.address),
+        )),
+    }
+}
+
+async fn send_once(
+    client: &Client,
+    directory: &Arc<Directory>,
+    endpoint: &Arc<Endpoint>,
+    delivery: Delivery,
+    request: &Request,
+    body: Option<&ReplayBody>,
+    interim: &mut dyn Interim,
+) -> Result<Response, Error> {
+    let worker = &client.worker;
+    let target = endpoint.address;
+    let way = match way(client, directory, endpoint)? {
+        Way::Link(peer) => {
+            let stamp = Stamp {
+                target,
+                source: &client.source,
+                delivery,
+            };
+            match worker
+                .links
+                .call(&worker.proxy, &peer, &stamp, request, body, interim)
+                .await
+            {
+                // The peer is listed as ready but cannot be linked to (it restarts): its pods can still be reached
+                // the way they are without a peer, if that is allowed.
+                Err(error) if error.side == Side::Link => {
+                    direct(client, directory, endpoint).map_err(|_| error)?
+                }
+                result => return result,
+            }
+        }
+        way => way,
+    };
+    match way {
+        Way::Local | Way::Direct => {
+            inbound::deliver(&worker.pods, target, delivery, request, body, interim).await
+        }
+        Way::Link(_) => Err(Error::internal(
+            ErrorKind::ProxyInternalError,
+            "no way was left",
+        )),
+    }
+}
+
+/// Opens an opaque tunnel to one endpoint of `found`, trying others while connections are refused.
+pub(crate) async fn open_tunnel(
+    client: &Client,
+    directory: &Arc<Directory>,
+    found: &Found,
+) -> Result<(crate::exchange::TunnelEnd, InFlight), Error> {
+    let mut retry = Retries::default();
+    found.budget.request(now_nanos());
+    loop {
+        let endpoint = match pick(found, &retry) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Err(retry.last.unwrap_or(error)),
+        };
+        let in_flight = InFlight::begin(&endpoint.stats);
+        let begun = now_nanos();
+        match tunnel_once(client, directory, &endpoint).await {
+            Ok(end) => {
+                let now = now_nanos();
+                in_flight.stats.answered(now - begun, now);
+                return Ok((end, in_flight));
+            }
+            Err(error) => {
+                in_flight.stats.failed();
+                drop(in_flight);
+                retry
+                    .decide(error, &endpoint, true, true, found)?
+                    .wait()
+                    .await;
+            }
+        }
+    }
+}
+
+async fn tunnel_once(
+    client: &Client,
+    directory: &Arc<Directory>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<crate::exchange::TunnelEnd, Error> {
+    let worker = &client.worker;
+    let way = match way(client, directory, endpoint)? {
+        Way::Link(peer) => {
+            let stamp = Stamp {
+                target: endpoint.address,
+                source: &client.source,
+                delivery: Delivery::Opaque,
+            };
+            match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {
+                Err(error) if error.side == Side::Link => {
+                    direct(client, directory, endpoint).map_err(|_| error)?
+                }
+                result => {
+                    return result?.tunnel.ok_or_else(|| {
+                        Error::upstream(
+                            ErrorKind::HttpProtocolError,
+                            Retry::Never,
+                            "the peer opened no tunnel",
+                        )
+                    });
+                }
+            }
+        }
+        way => way,
+    };
+    drop(way);
+    let (io, open) = inbound::dial_tunnel(&worker.pods, endpoint.address).await?;
+    Ok(crate::exchange::TunnelEnd::Io { io, open })
+}
+
+/// The field that identifies the client on the link.
+pub(crate) fn source_value(pod: Option<&posthouse_model::Pod>) -> HeaderValue {
+    pod.and_then(|pod| {
+        let id = &pod.id;
+        HeaderValue::try_from(format!(
+            "{}/{}/{}/{}",
+            id.namespace, id.name, id.uid, pod.service_account
+        ))
+        .ok()
+    })
+    .unwrap_or_else(|| HeaderValue::from_static("-"))
+}

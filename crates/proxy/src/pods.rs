@@ -1,0 +1,370 @@
+//! Connections from this proxy to pods, a worker's own: HTTP/1.1 ones that are reused within their idle time, HTTP/2 ones
+//! that are shared, and plain ones for tunnels. Nothing here decides whether a pod may be reached; `inbound.rs` has done so.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use http::{Method, StatusCode};
+use tokio::net::TcpStream;
+
+use crate::body::{Body, BodyOf, H1Body, ReplayBody};
+use crate::error::{Error, ErrorKind, Retry};
+use crate::exchange::{
+    Interim, Request, Response, TunnelEnd, Upload, content_length, poll_upload, upload_h1,
+};
+use crate::h1::{self, BodyLength, HeadScan};
+use crate::h2conn::{H2Conn, POD_WINDOWS};
+use crate::h2pool::H2Pool;
+use crate::metrics::OpenGauge;
+use crate::stream::{BufferedIo, SharedIo, Stream};
+
+/// Idle HTTP/1.1 connections that a worker keeps to one pod.
+const MAX_IDLE_PER_POD: usize = 256;
+/// Idle HTTP/1.1 connections that a worker keeps in all.
+const MAX_IDLE: usize = 4096;
+/// An HTTP/2 connection to a pod without streams is closed after this time. 60 s: below nginx' and gRPC servers' usual
+/// idle limits of 75 s and more.
+const H2_IDLE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Pods {
+    connect_timeout: Duration,
+    idle_timeout: Duration,
+    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
+    idle_count: Cell<usize>,
+    h2: H2Pool<SocketAddr>,
+}
+
+struct Idle {
+    connection: PodConnection,
+    since: Instant,
+}
+
+struct PodConnection {
+    io: SharedIo,
+    open: OpenGauge,
+}
+
+/// The right to give a connection back once its answer was read to the end.
+pub(crate) struct PodLease {
+    pods: Rc<Pods>,
+    address: SocketAddr,
+    open: OpenGauge,
+    keep_alive: bool,
+}
+
+impl PodLease {
+    /// Puts the connection back for reuse if the exchange left it clean.
+    pub(crate) fn release(self, io: &SharedIo) {
+        {
+            let io = io.borrow();
+            if !self.keep_alive {
+                return;
+            }
+            // Bytes that nobody asked for, or a request that was answered before it was sent whole.
+            if io.body_open || !io.rbuf.is_empty() || !io.wbuf.is_empty() {
+                return;
+            }
+        }
+        let mut idle = self.pods.idle.borrow_mut();
+        let of_pod = idle.entry(self.address).or_default();
+        if of_pod.len() < MAX_IDLE_PER_POD && self.pods.idle_count.get() < MAX_IDLE {
+            of_pod.push(Idle {
+                connection: PodConnection {
+                    io: Rc::clone(io),
+                    open: self.open,
+                },
+                since: Instant::now(),
+            });
+            self.pods.idle_count.set(self.pods.idle_count.get() + 1);
+        }
+    }
+}
+
+/// How a try on an HTTP/1.1 connection failed.
+struct Failed {
+    error: Error,
+    /// Nothing of an answer was seen.
+    silent: bool,
+}
+
+impl Pods {
+    pub(crate) fn new(connect_timeout: Duration, idle_timeout: Duration) -> Rc<Self> {
+        Rc::new(Self {
+            connect_timeout,
+            idle_timeout,
+            idle: RefCell::new(HashMap::new()),
+            idle_count: Cell::new(0),
+            h2: H2Pool::new(),
+        })
+    }
+
+    /// Opens a connection.
+    pub(crate) async fn dial(&self, address: SocketAddr) -> Result<TcpStream, Error> {
+        let failed = |kind, what: &dyn std::fmt::Display| {
+            Error::upstream(
+                kind,
+                Retry::Safe,
+                format!("pod {address} did not take the connection: {what}"),
+            )
+        };
+        match tokio::time::timeout(self.connect_timeout, TcpStream::connect(address)).await {
+            Err(_) => Err(failed(
+                ErrorKind::ConnectionTimeout,
+                &format!("no answer in {:?}", self.connect_timeout),
+            )),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(failed(
+                ErrorKind::ConnectionRefused,
+                &"refused; is the process listening on that port?",
+            )),
+            Ok(Err(error)) => Err(failed(ErrorKind::DestinationUnavailable, &error)),
+            Ok(Ok(stream)) => {
+                // Fails only on a broken socket, which the first write tells.
+                let _ = stream.set_nodelay(true);
+                Ok(stream)
+            }
+        }
+    }
+
+    /// A warm connection, if one is there and still open.
+    fn take_idle(&self, address: SocketAddr) -> Option<PodConnection> {
+        let mut idle = self.idle.borrow_mut();
+        let of_pod = idle.get_mut(&address)?;
+        while let Some(entry) = of_pod.pop() {
+            self.idle_count.set(self.idle_count.get() - 1);
+            let fresh = entry.since.elapsed() < self.idle_timeout;
+            if fresh && is_quiet(&entry.connection.io) {
+                return Some(entry.connection);
+            }
+        }
+        None
+    }
+
+    /// Sends `request` over HTTP/1.1 and waits for the head of the answer. A reused connection that the pod closed under
+    /// us is replaced by a fresh one when nothing of the answer was seen and the request can be replayed.
+    pub(crate) async fn call_h1(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        request: &Request,
+        body: Option<&ReplayBody>,
+        interim: &mut dyn Interim,
+    ) -> Result<Response, Error> {
+        if let Some(connection) = self.take_idle(address) {
+            match self
+                .try_h1(connection, address, request, body, interim)
+                .await
+            {
+                Ok(response) => return Ok(response),
+                Err(failed)
+                    if failed.silent
+                        && request.is_idempotent()
+                        && body.is_none_or(ReplayBody::can_replay) => {}
+                Err(failed) => return Err(failed.error),
+            }
+        }
+        let stream = self.dial(address).await?;
+        let connection = PodConnection {
+            io: BufferedIo::shared(Stream::Tcp(stream), BytesMut::new()),
+            open: OpenGauge::connection("pod"),
+        };
+        self.try_h1(connection, address, request, body, interim)
+            .await
+            .map_err(|failed| failed.error)
+    }
+
+    async fn try_h1(
+        self: &Rc<Self>,
+        connection: PodConnection,
+        address: SocketAddr,
+        request: &Request,
+        body: Option<&ReplayBody>,
+        interim: &mut dyn Interim,
+    ) -> Result<Response, Failed> {
+        let PodConnection { io, open } = connection;
+        let length = match body {
+            None if request.upgrade.is_none() && expects_body(&request.method) => {
+                BodyLength::Length(0)
+            }
+            None => BodyLength::None,
+            Some(_) => {
+                content_length(&request.headers).map_or(BodyLength::Chunked, BodyLength::Length)
+            }
+        };
+        {
+            let mut io = io.borrow_mut();
+            h1::write_request_head(
+                &mut io.wbuf,
+                &request.method,
+                request.path.as_str(),
+                request.authority.as_str(),
+                &request.headers,
+                length,
+                request.upgrade.as_ref(),
+            );
+            io.body_open = body.is_some();
+        }
+        let mut upload: Option<Upload> =
+            body.map(|body| Box::pin(upload_h1(body.reader(), Rc::clone(&io), length)) as Upload);
+        let mut scan = HeadScan::default();
+        let mut seen = false;
+        let head =
+            poll_fn(|cx| poll_head(&io, &mut upload, &mut scan, &mut seen, request, interim, cx))
+                .await;
+        let head = head.map_err(|error| Failed {
+            error,
+            silent: !seen,
+        })?;
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Response {
+                status: head.status,
+                headers: head.headers,
+                body: Body::Empty,
+                upload: None,
+                tunnel: Some(TunnelEnd::Io { io, open }),
+            });
+        }
+        let lease = PodLease {
+            pods: Rc::clone(self),
+            address,
+            open,
+            keep_alive: head.keep_alive,
+        };
+        let body = H1Body::new(io, head.body, BodyOf::Response, Some(lease));
+        let body = if matches!(head.body, BodyLength::None | BodyLength::Length(0)) {
+            Body::Empty
+        } else {
+            Body::H1(body)
+        };
+        Ok(Response {
+            status: head.status,
+            headers: head.headers,
+            body,
+            upload,
+            tunnel: None,
+        })
+    }
+
+    /// An HTTP/2 connection to the pod.
+    pub(crate) async fn h2(&self, address: SocketAddr) -> Result<Rc<H2Conn>, Error> {
+        self.h2
+            .get(&address, || async {
+                let stream = self.dial(address).await?;
+                let open = OpenGauge::connection("pod");
+                let handshake = H2Conn::open(stream, POD_WINDOWS, false, None, move || drop(open));
+                tokio::time::timeout(self.connect_timeout, handshake).await.ok().and_then(Result::ok).ok_or_else(|| {
+                    Error::upstream(
+                        ErrorKind::HttpProtocolError,
+                        Retry::Safe,
+                        format!("pod {address} does not speak HTTP/2 with prior knowledge; set its Service port's appProtocol"),
+                    )
+                })
+            })
+            .await
+    }
+
+    /// Drops what has been idle for too long; called about once a second.
+    pub(crate) fn sweep(&self) {
+        let mut left = 0;
+        self.idle.borrow_mut().retain(|_, of_pod| {
+            of_pod.retain(|entry| entry.since.elapsed() < self.idle_timeout);
+            left += of_pod.len();
+            !of_pod.is_empty()
+        });
+        self.idle_count.set(left);
+        self.h2
+            .sweep(|_, connection| connection.idle_for() < H2_IDLE);
+    }
+}
+
+/// Waits for the final head of an answer while the request's body goes up.
+#[allow(clippy::too_many_arguments)] // one poll function's state; a struct would only rename it
+fn poll_head(
+    io: &SharedIo,
+    upload: &mut Option<Upload>,
+    scan: &mut HeadScan,
+    seen: &mut bool,
+    request: &Request,
+    interim: &mut dyn Interim,
+    cx: &mut Context<'_>,
+) -> Poll<Result<h1::ResponseHead, Error>> {
+    let broken = |details: String| {
+        Poll::Ready(Err(Error::upstream(
+            ErrorKind::ConnectionTerminated,
+            Retry::IfIdempotent,
+            details,
+        )))
+    };
+    poll_upload(upload, cx)?;
+    let mut io = io.borrow_mut();
+    // Without a body nobody else writes the head out. A write that fails is told by the read below, unless an early
+    // answer is there to be read.
+    let write_error = match io.poll_flush(cx) {
+        Poll::Ready(Err(error)) => Some(error),
+        Poll::Ready(Ok(())) | Poll::Pending => None,
+    };
+    loop {
+        match h1::parse_response(&mut io.rbuf, scan, &request.method) {
+            Ok(Some(head)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                if request.upgrade.is_none() {
+                    return protocol_error("it switched protocols without being asked");
+                }
+                return Poll::Ready(Ok(head));
+            }
+            Ok(Some(head)) if head.status.is_informational() => {
+                interim.interim(head.status, &head.headers);
+                *scan = HeadScan::default();
+                continue;
+            }
+            Ok(Some(head)) => return Poll::Ready(Ok(head)),
+            Ok(None) => {}
+            Err(error) => return protocol_error(&error.to_string()),
+        }
+        match ready!(io.poll_fill(cx, 0)) {
+            Ok(0) => {
+                return broken(match write_error {
+                    Some(error) => {
+                        format!("the pod closed the connection before it answered: {error}")
+                    }
+                    None => "the pod closed the connection before it answered".to_owned(),
+                });
+            }
+            Ok(_) => *seen = true,
+            Err(error) => {
+                return broken(format!(
+                    "the connection to the pod broke before it answered: {error}"
+                ));
+            }
+        }
+    }
+}
+
+fn protocol_error(what: &str) -> Poll<Result<h1::ResponseHead, Error>> {
+    Poll::Ready(Err(Error::upstream(
+        ErrorKind::HttpProtocolError,
+        Retry::Never,
+        format!("the pod's answer is not valid HTTP/1.1: {what}"),
+    )))
+}
+
+/// Methods whose requests carry a body by their meaning: an empty one is said to be empty (RFC 9110 §8.6).
+fn expects_body(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+}
+
+/// An idle connection must have nothing to read: data would be an answer nobody asked for, the end means closed.
+fn is_quiet(io: &SharedIo) -> bool {
+    let mut io = io.borrow_mut();
+    let Stream::Tcp(stream) = &mut io.stream else {
+        return false;
+    };
+    let mut probe = [0u8; 1];
+    let mut cx = Context::from_waker(Waker::noop());
+    pin!(stream.peek(&mut probe)).poll(&mut cx).is_pending()
+}

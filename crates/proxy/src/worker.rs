@@ -1,0 +1,300 @@
+//! One worker: what its connections share within its thread, how it accepts, and how it drains. Nothing in here is shared
+//! with other workers but through `Proxy`.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::HeaderValue;
+use metrics::counter;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::client::{self, Client, Origin};
+use crate::link::Links;
+use crate::metrics::{
+    CLIENTS_REFUSED, Direction, MetricsCache, OpenGauge, TASK_PANICS, limit_reached,
+};
+use crate::pods::Pods;
+use crate::serve;
+use crate::status::Proxy;
+use crate::stream::{BufferedIo, Stream};
+
+/// Client connections that one worker holds at once; more wait in the kernel's backlog. 32,768 at about 10 KiB each is
+/// 320 MiB, and below half of the usual descriptor limit of 1,048,576 with 16 workers.
+const MAX_CLIENTS: usize = 32_768;
+/// Links that one worker takes at once. 16,384: four workers on each of 4,096 other nodes.
+const MAX_LINKS: usize = 16_384;
+/// Clients of unknown address that a worker holds at once; more are refused.
+const MAX_HELD: usize = 1_024;
+
+/// A worker's shared state.
+pub(crate) struct Worker {
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) pods: Rc<Pods>,
+    pub(crate) links: Links,
+    pub(crate) outbound: MetricsCache,
+    pub(crate) inbound: MetricsCache,
+    /// Our entry in Via.
+    pub(crate) via: HeaderValue,
+    pub(crate) drain: Drain,
+    held: Cell<usize>,
+    warned: RefCell<Option<std::time::Instant>>,
+}
+
+/// Tells connections to end after what they are doing.
+#[derive(Default)]
+pub(crate) struct Drain {
+    draining: Cell<bool>,
+    begun: Notify,
+}
+
+impl Drain {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Ready when draining has begun.
+    pub(crate) async fn begun(&self) {
+        let notified = self.begun.notified();
+        if !self.draining.get() {
+            notified.await;
+        }
+    }
+
+    fn begin(&self) {
+        self.draining.set(true);
+        self.begun.notify_waiters();
+    }
+}
+
+/// What a worker listens on.
+pub(crate) struct Listeners {
+    pub(crate) outbound: Vec<TcpListener>,
+    pub(crate) link: TcpListener,
+}
+
+/// How the thread's owner ends a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serve,
+    /// Close listeners, end what is idle, finish what is under way.
+    Drain,
+    /// End at once.
+    Stop,
+}
+
+impl Worker {
+    pub(crate) fn new(proxy: Arc<Proxy>) -> Rc<Self> {
+        let timeouts = proxy.config.timeouts;
+        // Node names are DNS names; anything else falls back to the bare product name.
+        let via = HeaderValue::try_from(format!("1.1 {}.posthouse", proxy.config.node_name))
+            .unwrap_or_else(|_| HeaderValue::from_static("1.1 posthouse"));
+        Rc::new(Self {
+            pods: Pods::new(timeouts.connect, timeouts.pool_idle),
+            links: Links::new(),
+            outbound: MetricsCache::new(Direction::Outbound),
+            inbound: MetricsCache::new(Direction::Inbound),
+            via,
+            drain: Drain::default(),
+            held: Cell::new(0),
+            warned: RefCell::new(None),
+            proxy,
+        })
+    }
+
+    /// Serves until told to stop; returns when the last connection has ended, or at once on [`Phase::Stop`].
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        listeners: Listeners,
+        mut phase: watch::Receiver<Phase>,
+    ) {
+        let mut tasks: JoinSet<()> = JoinSet::new();
+        let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let links = Arc::new(Semaphore::new(MAX_LINKS));
+        let (done, mut connections) =
+            tokio::sync::mpsc::unbounded_channel::<std::convert::Infallible>();
+        for listener in listeners.outbound {
+            let worker = Rc::clone(&self);
+            tasks.spawn_local(accept(
+                listener,
+                Arc::clone(&clients),
+                "connections",
+                done.clone(),
+                move |stream, remote| Rc::clone(&worker).client(stream, remote),
+            ));
+        }
+        let worker = Rc::clone(&self);
+        tasks.spawn_local(accept(
+            listeners.link,
+            links,
+            "link_connections",
+            done.clone(),
+            move |stream, remote| crate::link_server::serve(Rc::clone(&worker), stream, remote),
+        ));
+        let worker = Rc::clone(&self);
+        tasks.spawn_local(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                worker.pods.sweep();
+                worker.links.sweep(&worker.proxy);
+            }
+        });
+        drop(done);
+        // An error means that the owner is gone, which ends the worker, too.
+        let _ = phase.wait_for(|p| *p != Phase::Serve).await;
+        // Ends the accept loops, which closes the listeners.
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        self.drain.begin();
+        tokio::select! {
+            // Every connection holds a sender; none is ever sent on.
+            _ = connections.recv() => {}
+            _ = phase.wait_for(|p| *p == Phase::Stop) => {}
+        }
+    }
+
+    /// One connection to the outbound port.
+    async fn client(self: Rc<Self>, stream: TcpStream, remote: SocketAddr) {
+        let _open = OpenGauge::connection("client");
+        // Fails only on a broken socket, which the first read tells.
+        let _ = stream.set_nodelay(true);
+        match self.judge(remote).await {
+            Ok(pod) => {
+                let client = Rc::new(Client::new(self, pod.as_deref()));
+                serve::connection(
+                    client,
+                    BufferedIo::new(Stream::Tcp(stream), BytesMut::new()),
+                )
+                .await;
+            }
+            Err(reason) => {
+                counter!(CLIENTS_REFUSED, "reason" => reason).increment(1);
+                self.warn_of_stranger(remote, reason);
+                serve::refuse_stranger(stream, remote).await;
+            }
+        }
+    }
+
+    /// Who the client is, after waiting for the directory to learn of it if need be; or why it is refused.
+    async fn judge(
+        &self,
+        remote: SocketAddr,
+    ) -> Result<Option<Arc<posthouse_model::Pod>>, &'static str> {
+        let config = &self.proxy.config;
+        let ip = client::canonical(remote);
+        let look = || {
+            client::identify(
+                ip,
+                &config.node_name,
+                &config.node_ips,
+                &self.proxy.directory.load(),
+            )
+        };
+        let mut changes = self.proxy.directory.subscribe();
+        let settle = |origin| match origin {
+            Origin::Pod(pod) => Some(Ok(Some(pod))),
+            Origin::Node => Some(Ok(None)),
+            Origin::Foreign => Some(Err("foreign")),
+            Origin::Unknown { .. } => None,
+        };
+        if let Some(verdict) = settle(look()) {
+            return verdict;
+        }
+        if self.held.get() >= MAX_HELD {
+            limit_reached("unknown_clients");
+            return Err("unknown");
+        }
+        let _held = Held::new(&self.held);
+        let known = async {
+            loop {
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                if let Some(verdict) = settle(look()) {
+                    return verdict;
+                }
+            }
+        };
+        match tokio::time::timeout(config.timeouts.unknown_client, known).await {
+            Ok(verdict) => verdict,
+            Err(_) if look() == (Origin::Unknown { in_pod_range: true }) => Ok(None),
+            Err(_) => Err("unknown"),
+        }
+    }
+
+    /// At most one line in ten seconds, so that a stranger cannot fill the log.
+    fn warn_of_stranger(&self, remote: SocketAddr, reason: &str) {
+        let mut warned = self.warned.borrow_mut();
+        if warned.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+            *warned = Some(std::time::Instant::now());
+            info!(client = %remote.ip(), reason, "client refused: only pods of this node and the node itself may use the outbound port");
+        }
+    }
+}
+
+struct Held<'a>(&'a Cell<usize>);
+
+impl<'a> Held<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Takes connections and gives each a task of its own, at most as many as `permits` allow.
+async fn accept<F>(
+    listener: TcpListener,
+    permits: Arc<Semaphore>,
+    limit: &'static str,
+    done: tokio::sync::mpsc::UnboundedSender<std::convert::Infallible>,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    loop {
+        let permit = match Arc::clone(&permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                limit_reached(limit);
+                // Never closed while this loop holds it.
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                    return;
+                };
+                permit
+            }
+        };
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                let done = done.clone();
+                let connection = tokio::task::spawn_local(serve(stream, remote));
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = connection.await
+                        && error.is_panic()
+                    {
+                        counter!(TASK_PANICS).increment(1);
+                        warn!(%remote, "a connection ended by a panic; please report this");
+                    }
+                    drop((permit, done));
+                });
+            }
+            Err(error) => {
+                // Out of descriptors or memory: accepting again at once would spin.
+                debug!(%error, "accept failed");
+                limit_reached(limit);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
