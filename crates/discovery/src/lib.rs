@@ -12,8 +12,10 @@ use posthouse_model::DirectoryHandle;
 
 mod dir;
 mod intern;
+mod kube;
 mod manifest;
 mod object;
+mod snapshot;
 mod source;
 mod status;
 mod translate;
@@ -54,14 +56,6 @@ pub enum StartError {
     /// Neither a kubeconfig nor a service account is there, or it does not make sense.
     #[error("--source kube finds no usable cluster configuration: {0}")]
     Kube(String),
-    /// The thread or the runtime that discovery needs.
-    #[error("discovery cannot start its {what}: {error}")]
-    System {
-        /// Which part.
-        what: &'static str,
-        /// The system's answer.
-        error: std::io::Error,
-    },
 }
 
 /// Running discovery. Dropping it ends its tasks and threads; the directory stays as it is.
@@ -74,7 +68,7 @@ pub struct Discovery {
 #[expect(dead_code, reason = "each holds what ends when it is dropped")]
 enum Running {
     Dir(dir::DirSource),
-    Kube,
+    Kube(kube::KubeSource),
 }
 
 impl Discovery {
@@ -99,7 +93,7 @@ pub async fn start(
         source,
         node_name,
         namespace,
-        snapshot: _,
+        snapshot,
     } = settings;
     let writer = Writer::new(&node_name, &namespace, Arc::clone(&board), directory);
     let running = match source {
@@ -108,7 +102,16 @@ pub async fn start(
                 .map_err(|error| StartError::Folder { path, error })?;
             Running::Dir(dir)
         }
-        Source::Kube => Running::Kube,
+        Source::Kube => {
+            let client = kube::client().await.map_err(StartError::Kube)?;
+            Running::Kube(kube::KubeSource::start(
+                &client,
+                &node_name,
+                snapshot,
+                writer,
+                kube::Timing::default(),
+            ))
+        }
     };
     Ok(Discovery {
         board,

@@ -1,0 +1,180 @@
+//! The `kube` source: one watch a kind (`watch`), all feeding one writer (`feed`), and the warm start's snapshot. kube-rs
+//! brings the client (TLS, credentials and their renewal); listing and watching are ours, since what a bad answer may do
+//! to the view is decided there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::{Client, Config};
+use tokio::task::JoinSet;
+
+use crate::snapshot;
+use crate::status::{Board, Kind};
+use crate::writer::Writer;
+
+mod api;
+mod feed;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use api::Api;
+use feed::Feed;
+use watch::Watch;
+
+/// Under this name problems with objects of the API are shown.
+pub(crate) const SOURCE: &str = "kube";
+
+/// How long connecting to the API server may take. 10 s: a node's network is ready or it is not; kube's default is 30 s.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The waits of this source; tests shorten them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    /// Objects a page. 500: client-go's pager.
+    pub(crate) page_size: u32,
+    /// How long one page may take. 60 s: the API server's own limit for a request (`--request-timeout`).
+    pub(crate) page: Duration,
+    /// How long the server may take to accept a watch; it answers before the first event.
+    pub(crate) open: Duration,
+    /// A watch that is silent this long is stalled. 120 s: API servers send bookmarks about once a minute
+    /// (`bookmarkFrequency` in apiserver's cacher), so two are missing.
+    pub(crate) stall: Duration,
+    /// The first and the longest back-off; doubled each time, with jitter. 30 s: client-go's reflector; it begins with
+    /// 0.8 s, we with 0.25 s, since an API server behind a load balancer is mostly back at once.
+    pub(crate) backoff: (Duration, Duration),
+    /// A watch that lived this long or said something was a success: the back-off begins anew.
+    pub(crate) settled: Duration,
+    /// How long the API may take to list everything before the snapshot is used.
+    pub(crate) grace: Duration,
+    /// The least time between two writings of the snapshot.
+    pub(crate) snapshot: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            page_size: 500,
+            page: Duration::from_secs(60),
+            open: Duration::from_secs(30),
+            stall: Duration::from_secs(120),
+            backoff: (Duration::from_millis(250), Duration::from_secs(30)),
+            settled: Duration::from_secs(5),
+            grace: Duration::from_secs(3),
+            snapshot: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A running `kube` source. Dropping it ends its tasks.
+pub(crate) struct KubeSource {
+    _tasks: JoinSet<()>,
+}
+
+/// A client by the kubeconfig or the service account.
+///
+/// # Errors
+/// There is neither, or it makes no sense; in words.
+pub(crate) async fn client() -> Result<Client, String> {
+    let mut config = Config::infer().await.map_err(|error| api::chain(&error))?;
+    config.connect_timeout = Some(CONNECT);
+    // A watch may be silent for longer than any limit of reading; ours are in `Timing`.
+    config.read_timeout = None;
+    // The back-off is ours.
+    config.default_retry = false;
+    // kube takes HTTPS_PROXY from the environment. On a node of this mesh that may well be us.
+    config.proxy_url = None;
+    Client::try_from(config).map_err(|error| api::chain(&error))
+}
+
+impl KubeSource {
+    /// Starts on the current runtime.
+    pub(crate) fn start(
+        client: &Client,
+        node_name: &Arc<str>,
+        snapshot: Option<PathBuf>,
+        writer: Writer,
+        timing: Timing,
+    ) -> Self {
+        let board = Arc::clone(&writer.board);
+        let feed = Arc::new(Feed::new(writer));
+        let mut tasks = JoinSet::new();
+        for kind in Kind::ALL {
+            let api = Api::new(client.clone(), kind, node_name, timing);
+            tasks.spawn(supervise(
+                api,
+                Arc::clone(&feed),
+                Arc::clone(&board),
+                timing,
+            ));
+        }
+        if let Some(path) = snapshot {
+            tasks.spawn(keep_snapshot(path, feed, board, timing));
+        }
+        Self { _tasks: tasks }
+    }
+}
+
+/// Runs one watch for ever. It has no way to end but a bug's panic; a node must not go blind by that.
+async fn supervise(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) {
+    let kind = api.kind();
+    loop {
+        let mut watch = JoinSet::new();
+        watch.spawn(Watch::new(api.clone(), Arc::clone(&feed), Arc::clone(&board), timing).run());
+        if let Some(Err(error)) = watch.join_next().await {
+            board.failed(
+                kind,
+                &format!("the watch failed within itself and begins anew: {error}"),
+            );
+        }
+        tokio::time::sleep(timing.backoff.1).await;
+    }
+}
+
+/// Loads the snapshot when the API does not list everything at once, and writes it as things change.
+async fn keep_snapshot(path: PathBuf, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) {
+    tokio::time::sleep(timing.grace).await;
+    let label = path.display().to_string();
+    if !feed.is_complete() {
+        let (feed, from) = (Arc::clone(&feed), path.clone());
+        let loaded = tokio::task::spawn_blocking(move || {
+            let snapshot = snapshot::read(&from)?;
+            feed.warm(&snapshot)
+        });
+        let why = match loaded.await {
+            Ok(Ok(())) => None,
+            Ok(Err(snapshot::ReadError::Missing)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = why {
+            tracing::warn!(
+                snapshot = label,
+                why,
+                "the warm start's snapshot is not used"
+            );
+        }
+    }
+    let mut written = None;
+    loop {
+        if let Some((changes, objects)) = feed.to_keep(written) {
+            let to = path.clone();
+            match tokio::task::spawn_blocking(move || snapshot::write(&to, &objects)).await {
+                Ok(Ok(())) => {
+                    written = Some(changes);
+                    board.mended(&label, "snapshot");
+                }
+                Ok(Err(error)) => {
+                    board.problem(
+                        &label,
+                        "snapshot",
+                        &format!("the warm start's snapshot cannot be written: {error}"),
+                    );
+                }
+                Err(error) => board.problem(&label, "snapshot", &error.to_string()),
+            }
+        }
+        tokio::time::sleep(timing.snapshot).await;
+    }
+}

@@ -1,0 +1,229 @@
+//! Asking the API: one page of a list, or a watch as a stream of lines. Answers are left as text, for `feed` to read
+//! object by object; here they are only checked for being whole.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{BodyExt, Limited};
+use kube::Client;
+use kube::api::{ListParams, WatchParams};
+use kube::client::Body;
+use kube::core::Request;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::Timing;
+use crate::status::Kind;
+
+/// Why an answer is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The version or the page's token is too old, or the server does not like it: list anew.
+    Gone(String),
+    /// Anything else: ask again later.
+    Other(String),
+}
+
+impl Failure {
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Gone(text) | Self::Other(text) => text,
+        }
+    }
+
+    /// By the status that the server gave, in HTTP or in an ERROR event.
+    pub(crate) fn of_status(code: u16, message: &str) -> Self {
+        let text = format!("the API server answers {code}: {message}");
+        match code {
+            // Expired, or "invalid resource version" and kin: asking the same again is of no use. Not so where we are
+            // only not allowed (yet), too fast, or too slow.
+            400..=499 if ![401, 403, 408, 429].contains(&code) => Self::Gone(text),
+            _ => Self::Other(text),
+        }
+    }
+}
+
+/// What the API says when it does not do what it is asked.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ApiStatus {
+    pub(crate) code: u16,
+    pub(crate) message: String,
+}
+
+/// The longest line of a watch, in bytes. An object may have 1.5 MiB (etcd's limit); JSON escapes may stretch it.
+const MAX_LINE: usize = 8 << 20;
+/// As much of an error's body as is read.
+const MAX_ERROR: usize = 64 << 10;
+
+/// One kind's collection.
+#[derive(Clone)]
+pub(crate) struct Api {
+    client: Client,
+    kind: Kind,
+    request: Arc<Request>,
+    fields: Option<String>,
+    timing: Timing,
+}
+
+impl Api {
+    /// Pods are asked for by node, everything else of the whole cluster.
+    pub(crate) fn new(client: Client, kind: Kind, node_name: &str, timing: Timing) -> Self {
+        let path = match kind {
+            Kind::Service => "/api/v1/services",
+            Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+            Kind::Pod => "/api/v1/pods",
+            Kind::Node => "/api/v1/nodes",
+        };
+        let fields = (kind == Kind::Pod).then(|| format!("spec.nodeName={node_name}"));
+        Self {
+            client,
+            kind,
+            request: Arc::new(Request::new(path)),
+            fields,
+            timing,
+        }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The text of one page: the first, or the one that `token` continues with.
+    pub(crate) async fn page(&self, token: Option<&str>) -> Result<String, Failure> {
+        let params = ListParams {
+            field_selector: self.fields.clone(),
+            limit: Some(self.timing.page_size),
+            continue_token: token.map(str::to_owned),
+            ..ListParams::default()
+        };
+        let request = self
+            .request
+            .list(&params)
+            .map_err(|error| Failure::Other(chain(&error)))?;
+        timeout(self.timing.page, self.client.request_text(request))
+            .await
+            .map_err(|_| {
+                Failure::Other(format!("no complete answer within {:?}", self.timing.page))
+            })?
+            .map_err(|error| match error {
+                kube::Error::Api(status) => Failure::of_status(status.code, &status.message),
+                error => Failure::Other(chain(&error)),
+            })
+    }
+
+    /// Begins to watch what changes after `version`.
+    pub(crate) async fn watch(&self, version: &str) -> Result<Lines, Failure> {
+        // Bookmarks are on by default; the server ends the watch after 290 s, and we begin the next.
+        let params = WatchParams {
+            field_selector: self.fields.clone(),
+            ..WatchParams::default()
+        };
+        let request = self
+            .request
+            .watch(&params, version)
+            .map_err(|error| Failure::Other(chain(&error)))?;
+        let open = async {
+            let response = self
+                .client
+                .send(request.map(Body::from))
+                .await
+                .map_err(|e| Failure::Other(chain(&e)))?;
+            let status = response.status();
+            if status == StatusCode::OK {
+                return Ok(Lines {
+                    body: response.into_body(),
+                    buffer: Vec::new(),
+                });
+            }
+            let body = Limited::new(response.into_body(), MAX_ERROR)
+                .collect()
+                .await;
+            let body = body
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
+            let said: ApiStatus = serde_json::from_slice(&body).unwrap_or_default();
+            let message = if said.message.is_empty() {
+                status.canonical_reason().unwrap_or("?")
+            } else {
+                &said.message
+            };
+            Err(Failure::of_status(status.as_u16(), message))
+        };
+        timeout(self.timing.open, open).await.map_err(|_| {
+            Failure::Other(format!(
+                "the watch is not accepted within {:?}",
+                self.timing.open
+            ))
+        })?
+    }
+}
+
+/// A watch's stream, cut into whole lines.
+pub(crate) struct Lines {
+    body: Body,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The lines that came since the last call, as one text that ends with a line's end; `None` at the end of the stream.
+    /// Cancel-safe: what has come stays.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let Some(frame) = self.body.frame().await else {
+                return match self.buffer.is_empty() {
+                    true => Ok(None),
+                    false => Err(Failure::Other(
+                        "the watch was cut off within an object".to_owned(),
+                    )),
+                };
+            };
+            let frame = frame.map_err(|error| {
+                Failure::Other(format!("the watch was cut off: {}", chain(&error)))
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let Some(end) = data.iter().rposition(|b| *b == b'\n') else {
+                self.keep(&data)?;
+                continue;
+            };
+            let whole = data.slice(..=end);
+            let lines = if self.buffer.is_empty() {
+                whole
+            } else {
+                self.buffer.extend_from_slice(&whole);
+                Bytes::from(std::mem::take(&mut self.buffer))
+            };
+            self.keep(&data.slice(end + 1..))?;
+            return Ok(Some(lines));
+        }
+    }
+
+    fn keep(&mut self, part: &[u8]) -> Result<(), Failure> {
+        if self.buffer.len() + part.len() > MAX_LINE {
+            return Err(Failure::Other(format!(
+                "the watch sends an object of more than {MAX_LINE} bytes"
+            )));
+        }
+        self.buffer.extend_from_slice(part);
+        Ok(())
+    }
+}
+
+/// An error with its causes: hyper's own words are only "client error (Connect)".
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,319 @@
+//! Between the watches and the one writer: reads pages and events object by object, so that one bad object spoils
+//! nothing, and holds the rules on what an answer may do to the view. Only a complete list takes objects away, and an
+//! empty one does not where objects were known before.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::SOURCE;
+use super::api::{ApiStatus, Failure};
+use crate::manifest::{self, Parsed, Unfit};
+use crate::object::{Key, Reduced};
+use crate::snapshot::{ReadError, Snapshot};
+use crate::status::Kind;
+use crate::view::Objects;
+use crate::writer::Writer;
+
+/// See the module's text.
+pub(crate) struct Feed {
+    state: Mutex<State>,
+}
+
+struct State {
+    writer: Writer,
+    /// Which kinds the API has listed.
+    listed: [bool; 4],
+}
+
+/// What a list under way has shown so far.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    names: HashSet<Arc<str>>,
+    items: usize,
+    /// Items that do not even have a name.
+    nameless: usize,
+}
+
+/// A page's frame.
+#[derive(Deserialize)]
+struct Page<'a> {
+    metadata: PageMeta,
+    #[serde(borrow)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMeta {
+    resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    token: Option<String>,
+}
+
+/// What follows a page.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Another page, by this token.
+    Page(String),
+    /// The list is complete as of this version.
+    Complete(String),
+}
+
+/// A watch's line.
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    event: String,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    metadata: VersionMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VersionMeta {
+    resource_version: Option<String>,
+}
+
+impl Feed {
+    pub(crate) fn new(writer: Writer) -> Self {
+        Self {
+            state: Mutex::new(State {
+                writer,
+                listed: [false; 4],
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every kind has been listed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.lock().listed == [true; 4]
+    }
+
+    /// Takes a page of a list.
+    pub(crate) fn page(&self, kind: Kind, text: &str, seen: &mut Seen) -> Result<Next, Failure> {
+        let page: Page<'_> = serde_json::from_str(text)
+            .map_err(|e| Failure::Other(format!("the answer is no list: {e}")))?;
+        let mut state = self.lock();
+        for item in page.items.unwrap_or_default() {
+            seen.items += 1;
+            match state.object(kind, item) {
+                Some(name) => {
+                    seen.names.insert(name);
+                }
+                None => seen.nameless += 1,
+            }
+        }
+        state.writer.publish();
+        if let Some(token) = page.metadata.token.filter(|token| !token.is_empty()) {
+            return Ok(Next::Page(token));
+        }
+        let version = page
+            .metadata
+            .resource_version
+            .filter(|version| !version.is_empty());
+        version.map(Next::Complete).ok_or_else(|| {
+            Failure::Other("the list has no resourceVersion, so it cannot be trusted".to_owned())
+        })
+    }
+
+    /// A list is complete: what it did not show is no more.
+    pub(crate) fn complete(&self, kind: Kind, seen: &Seen) -> Result<(), Failure> {
+        let mut state = self.lock();
+        let known = state.writer.view.len(kind);
+        // A node without Pods is thinkable; a cluster without Services, slices or Nodes is a server that lost its data or
+        // that we may not read.
+        if seen.items == 0 && known > 0 && kind != Kind::Pod {
+            return Err(Failure::Other(format!(
+                "the API lists no {kind} where {known} were known; that is not believed, the last good view stays"
+            )));
+        }
+        // What cannot be named may be any of those that are missing.
+        if seen.nameless == 0 {
+            let names = state.writer.view.names(kind);
+            let gone = names.into_iter().filter(|name| !seen.names.contains(name));
+            let gone: Vec<Key> = gone.map(|name| Key { kind, name }).collect();
+            state.writer.remove(&gone);
+            for key in &gone {
+                state.writer.board.mended(SOURCE, &key.to_string());
+            }
+        }
+        state.listed[kind.index()] = true;
+        if state.listed == [true; 4] {
+            state.writer.view.set_complete();
+        }
+        state.writer.publish();
+        if state.listed == [true; 4] {
+            state.writer.board.set_complete();
+        }
+        Ok(())
+    }
+
+    /// Takes whole lines of a watch; publishes once for all. Moves `version` to that of the last object.
+    pub(crate) fn events(
+        &self,
+        kind: Kind,
+        lines: &[u8],
+        version: &mut String,
+    ) -> Result<(), Failure> {
+        let mut state = self.lock();
+        let mut result = Ok(());
+        for line in lines
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.trim_ascii().is_empty())
+        {
+            result = state.event(kind, line, version);
+            if result.is_err() {
+                break;
+            }
+        }
+        state.writer.publish();
+        result
+    }
+
+    /// Takes the objects of a snapshot for those kinds that the API has not listed; whatever it did show is newer.
+    ///
+    /// # Errors
+    /// There is none in it: then it is no view at all, and readiness must wait for the API.
+    pub(crate) fn warm(&self, snapshot: &Snapshot) -> Result<(), ReadError> {
+        let mut state = self.lock();
+        if state.listed == [true; 4] {
+            return Ok(());
+        }
+        let mut found = 0_usize;
+        for item in snapshot.items() {
+            let parsed = manifest::json_item(item, None, &mut state.writer.context);
+            let Ok(Parsed::Object(reduced)) = parsed else {
+                continue;
+            };
+            found += 1;
+            let listed = state.listed[reduced.key.kind.index()];
+            if !listed && !state.writer.view.contains(&reduced.key) {
+                state.writer.apply(*reduced);
+            }
+        }
+        if found == 0 {
+            return Err(ReadError::Broken("it has no objects".to_owned()));
+        }
+        for kind in Kind::ALL {
+            if !state.listed[kind.index()] {
+                state.writer.board.from_snapshot(kind, snapshot.written);
+            }
+        }
+        state.writer.view.set_complete();
+        state.writer.publish();
+        state.writer.board.set_complete();
+        tracing::warn!(
+            objects = found,
+            "the API did not answer at once: serving by the snapshot of the last run"
+        );
+        Ok(())
+    }
+
+    /// The objects to write into a snapshot, unless nothing changed since `written` or the API has yet to confirm them.
+    pub(crate) fn to_keep(&self, written: Option<u64>) -> Option<(u64, Objects)> {
+        let state = self.lock();
+        let changes = state.writer.view.changes();
+        (state.listed == [true; 4] && written != Some(changes))
+            .then(|| (changes, state.writer.view.objects()))
+    }
+}
+
+impl State {
+    /// Takes one object and gives its name, if it has one. One that does not fit changes nothing: the last good one
+    /// stays.
+    fn object(&mut self, kind: Kind, item: &RawValue) -> Option<Arc<str>> {
+        self.writer.work.parsed += 1;
+        match manifest::json_item(item.get(), Some(kind), &mut self.writer.context) {
+            Ok(Parsed::Object(reduced)) => {
+                let Reduced { key, notes, .. } = &*reduced;
+                match notes.is_empty() {
+                    true => self.writer.board.mended(SOURCE, &key.to_string()),
+                    false => self
+                        .writer
+                        .board
+                        .problem(SOURCE, &key.to_string(), &notes.join("; ")),
+                }
+                let name = Arc::clone(&key.name);
+                self.writer.apply(*reduced);
+                Some(name)
+            }
+            Ok(Parsed::Other | Parsed::List(_)) => {
+                self.skipped(&format!("a {kind}"), "an object of another kind");
+                None
+            }
+            Err(Unfit {
+                key: Some(key),
+                error,
+            }) => {
+                self.skipped(
+                    &key.to_string(),
+                    &format!("{error}; its last good state, if any, stays"),
+                );
+                Some(key.name)
+            }
+            Err(Unfit { key: None, error }) => {
+                self.skipped(&format!("a {kind} without a name"), &error);
+                None
+            }
+        }
+    }
+
+    fn skipped(&mut self, object: &str, error: &str) {
+        self.writer.work.skipped += 1;
+        self.writer.board.problem(SOURCE, object, error);
+    }
+
+    fn event(&mut self, kind: Kind, line: &[u8], version: &mut String) -> Result<(), Failure> {
+        // A line that cannot be read may have been any event: only a list tells what was lost.
+        let lost = |error: &dyn std::fmt::Display| {
+            Failure::Gone(format!("the watch sends what is no event: {error}"))
+        };
+        let Line { event, object } = serde_json::from_slice(line).map_err(|error| lost(&error))?;
+        match event.as_str() {
+            "ADDED" | "MODIFIED" => {
+                self.object(kind, object);
+            }
+            "DELETED" => {
+                self.writer.work.parsed += 1;
+                let key =
+                    match manifest::json_item(object.get(), Some(kind), &mut self.writer.context) {
+                        Ok(Parsed::Object(reduced)) => Some(reduced.key),
+                        Ok(_) => None,
+                        Err(unfit) => unfit.key,
+                    };
+                let key = key.ok_or_else(|| lost(&"a deletion without a name"))?;
+                self.writer.remove([&key]);
+                self.writer.board.mended(SOURCE, &key.to_string());
+            }
+            "BOOKMARK" => {}
+            "ERROR" => {
+                let status: ApiStatus = serde_json::from_str(object.get()).unwrap_or_default();
+                return Err(Failure::of_status(status.code, &status.message));
+            }
+            // A kind of event that is yet to be invented.
+            _ => return Ok(()),
+        }
+        if let Ok(Versioned {
+            metadata: VersionMeta {
+                resource_version: Some(newer),
+            },
+        }) = serde_json::from_str(object.get())
+            && !newer.is_empty()
+        {
+            *version = newer;
+        }
+        Ok(())
+    }
+}
