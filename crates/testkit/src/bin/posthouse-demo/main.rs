@@ -158,7 +158,7 @@ async fn play(
     let mut screen = Screen::new(table::commands(&cluster.source, &cluster.logs, victim));
     let start = Instant::now();
     let traffic = Traffic::start();
-    let mut redraw = tokio::time::interval(screen.period());
+    let mut redraw = tokio::time::interval_at(start + screen.period(), screen.period());
     let over = elapsed(seconds);
     tokio::pin!(over);
     let timed_out = loop {

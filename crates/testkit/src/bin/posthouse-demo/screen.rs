@@ -44,7 +44,9 @@ impl Screen {
             Some((Width(width), Height(height))) if self.terminal => (width.into(), height.into()),
             _ => (usize::MAX, 0),
         };
-        let both = table.len() + 1 + self.footer.len() < height;
+        // Commands that were cut off could not be copied.
+        let narrow = self.footer.iter().any(|line| line.chars().count() > width);
+        let both = !narrow && table.len() + 2 + self.footer.len() < height;
         if !both && !self.footer_shown {
             print(&self.footer)?;
             print(&[String::new()])?;
@@ -54,6 +56,7 @@ impl Screen {
         lines.push(String::new());
         if both && !self.footer_shown {
             lines.extend_from_slice(&self.footer);
+            lines.push(String::new());
         }
         if !self.terminal {
             return print(&lines);

@@ -13,21 +13,22 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
     let clock = format!("{}:{:02}", seconds / 60, seconds % 60);
     let rate = stats.requests() as f64 / elapsed.as_secs_f64().max(1.0);
     let verdict = match stats.failures() {
+        0 if stats.requests() == 0 => "none answered yet".to_owned(),
         0 => "all succeeded".to_owned(),
         failures => format!("{} FAILED", thousands(failures)),
     };
     let mut lines = vec![
         format!(
-            "{:<72}{clock:>6}",
+            "{:<73}{clock:>6}",
             "Posthouse demo: 3 nodes, 3 proxies and 9 pods on this machine"
         ),
         format!(
-            "  {} requests, {rate:.0} a second, {verdict}; {} crossed a link between proxies",
+            "  {} requests, {rate:.0} a second, {verdict}; {} crossed a link",
             thousands(stats.requests()),
             percent(stats.crossed())
         ),
         String::new(),
-        format!("{:<9}{}   {}", "  to", COLUMNS, "asked by"),
+        format!("{:<12}{COLUMNS}   asked by", "  to"),
     ];
     for service in SERVICES {
         let row = &stats.by_service[service.index];
@@ -43,10 +44,7 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
         .iter()
         .map(|node| format!("{:>9}", node.name))
         .collect();
-    lines.push(format!(
-        "{:<9}{}   answered on{receivers}",
-        "  from", COLUMNS
-    ));
+    lines.push(format!("{:<12}{COLUMNS}   to{receivers}", "  from"));
     for node in NODES {
         let answers = &stats.answers[node.index];
         let all: u64 = answers.iter().sum();
@@ -55,7 +53,7 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
             .map(|count| format!("{:>9}", share(*count, all)))
             .collect();
         let cells = cells(&stats.by_sender[node.index]);
-        lines.push(format!("  {:<9}{cells}              {shares}", node.name));
+        lines.push(format!("  {:<9}{cells}     {shares}", node.name));
     }
     if !ended.is_empty() {
         lines.push(String::new());
@@ -68,7 +66,7 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
     lines
 }
 
-const COLUMNS: &str = "    requests   success       p50       p99";
+const COLUMNS: &str = "requests  success      p50      p99";
 
 fn cells(row: &Row) -> String {
     let success = match row.requests {
@@ -76,7 +74,7 @@ fn cells(row: &Row) -> String {
         requests => percent((requests - row.failures) as f64 / requests as f64),
     };
     format!(
-        "{:>10}{success:>10}{:>10}{:>10}",
+        "{:>9}{success:>9}{:>9}{:>9}",
         thousands(row.requests),
         millis(row.latency.quantile(0.5)),
         millis(row.latency.quantile(0.99))
@@ -88,13 +86,12 @@ pub(crate) fn commands(source: &Path, logs: &Path, victim: Option<(&str, u32)>) 
     let outbound = format!("http://{}", NODES[0].outbound());
     let (direct, admin, metrics) = (NODES[0].outbound(), NODES[0].admin(), NODES[0].metrics());
     let mut lines = vec![
-        "Try it in another terminal (this is node-a; node-b is 127.0.2.1, node-c 127.0.3.1)"
-            .to_owned(),
+        "Try it in another terminal, on node-a (b is 127.0.2.1, c is 127.0.3.1)".to_owned(),
         format!("  curl -x {outbound} http://hello.demo/"),
         format!("  curl --proxytunnel -x {outbound} http://hello.demo/"),
-        format!("  curl --http2-prior-knowledge --connect-to ::{direct} http://echo.demo/any/path"),
+        format!("  curl --http2-prior-knowledge --connect-to ::{direct} http://echo.demo/x"),
         format!("  http_proxy={outbound} e2e/demo/say-hello.sh    # gRPC from Python"),
-        format!("  curl http://{admin}/services    # also /services/demo/hello, /peers, /config"),
+        format!("  curl http://{admin}/services    # also /peers, /config"),
         format!("  curl http://{metrics}/metrics"),
     ];
     if let Some((name, pid)) = victim {
@@ -271,11 +268,17 @@ mod tests {
     #[test]
     fn columns_stand_under_their_headings() {
         let lines = live(&good(), Duration::from_secs(75), &[]);
-        assert!(lines[0].ends_with("1:15") && lines.iter().all(|line| line.len() <= 100));
+        assert!(lines[0].ends_with("1:15") && lines.iter().all(|line| line.len() < 80));
         let end_of = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
         assert_eq!(end_of(&lines[3], "success"), end_of(&lines[4], "100 %"));
         assert_eq!(end_of(&lines[8], "success"), end_of(&lines[9], "100 %"));
         assert_eq!(end_of(&lines[8], "node-c"), Some(lines[9].len()));
+        let commands = commands(
+            Path::new("/tmp/m"),
+            Path::new("/tmp/l"),
+            Some(("echo-b", 4_194_304)),
+        );
+        assert!(commands.iter().all(|line| line.len() < 80), "{commands:?}");
     }
 
     #[test]

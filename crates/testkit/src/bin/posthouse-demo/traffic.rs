@@ -25,7 +25,9 @@ use tonic::transport::{Channel, Endpoint};
 use crate::stats::Stats;
 use crate::topology::{NODES, Node, SERVICES, Service};
 
-/// Pause between two requests of one client; five clients a node make some 190 requests a second in all.
+/// Clients on all nodes together: five ways of asking on each.
+const CLIENTS: usize = 5 * NODES.len();
+/// Pause between two requests of one client, which makes some 190 requests a second in all.
 const PAUSE: Duration = Duration::from_millis(80);
 /// A request without an answer after this time has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +51,9 @@ impl Traffic {
                 stats: Arc::clone(&stats),
                 stop: stop.clone(),
             };
-            clients.spawn(ask.run(asker));
+            // One after the other, not all at once: a burst would be measured as the proxies' latency.
+            let first = Instant::now() + PAUSE.mul_f64(clients.len() as f64 / CLIENTS as f64);
+            clients.spawn(ask.run(asker, first));
         };
         let [hello, echo, greeter] = SERVICES;
         for node in NODES {
@@ -88,8 +92,8 @@ struct Ask {
 }
 
 impl Ask {
-    async fn run(self, mut asker: Asker) {
-        let mut pause = tokio::time::interval(PAUSE);
+    async fn run(self, mut asker: Asker, first: Instant) {
+        let mut pause = tokio::time::interval_at(first, PAUSE);
         pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
