@@ -34,7 +34,6 @@ WAYS = ["absolute form", "h2c to the port", "origin form to the port", "tunnel",
 
 @pytest.mark.parametrize("way", WAYS)
 def test_thirty_calls_are_answered_from_all_three_nodes(demo, way):
-    # hello's Service says `http`, which takes no HTTP/2 (gRPC apart, it is translated), so echo serves all ways.
     arguments = ways(demo, "node-a")[way]
     answers = [json.loads(curl(*arguments, "http://echo.demo/")) for _ in range(30)]
     assert {answer["node"] for answer in answers} == NODES
@@ -42,6 +41,7 @@ def test_thirty_calls_are_answered_from_all_three_nodes(demo, way):
 
 @pytest.mark.parametrize("way", ["absolute form", "tunnel", "h2c to the port"])
 def test_hello_answers_from_all_three_nodes(demo, way):
+    """hello's Service says `http`, so HTTP/2 is translated on its way."""
     arguments = ways(demo, "node-a")[way]
     lines = [curl(*arguments, "http://hello.demo/") for _ in range(30)]
     found = [re.fullmatch(r"hello from (hello-[abc]) on (node-[abc])\n", line) for line in lines]
