@@ -18,8 +18,7 @@ pub use request::{RequestHead, TargetForm, parse_request};
 pub use response::{ResponseHead, parse_response};
 pub use scan::HeadScan;
 pub use write::{
-    CHUNK_END, write_chunk_head, write_interim_head, write_last_chunk, write_request_head,
-    write_response_head,
+    CHUNK_END, write_chunk_head, write_interim_head, write_last_chunk, write_request_head, write_response_head,
 };
 
 /// The longest head, and the longest trailer section, in bytes: request line, fields and the empty line together.
