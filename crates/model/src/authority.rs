@@ -55,11 +55,13 @@ impl<'a> Authority<'a> {
     /// # Errors
     /// See [`AuthorityError`]; nothing is repaired.
     pub fn parse(text: &'a str) -> Result<Self, AuthorityError> {
+        // Looked for only when something is wrong anyway: '@' is in no valid host.
+        Self::read(text).map_err(|error| if text.contains('@') { AuthorityError::Userinfo } else { error })
+    }
+
+    fn read(text: &'a str) -> Result<Self, AuthorityError> {
         if text.is_empty() {
             return Err(AuthorityError::Empty);
-        }
-        if text.bytes().any(|b| b == b'@') {
-            return Err(AuthorityError::Userinfo);
         }
         if let Some(rest) = text.strip_prefix('[') {
             let (literal, after) = rest.split_once(']').ok_or(AuthorityError::Bracket)?;
@@ -71,8 +73,11 @@ impl<'a> Authority<'a> {
             };
             return Ok(Self { host: Host::Ip(IpAddr::V6(ip)), port });
         }
-        let (host, port) = match text.split_once(':') {
-            Some((host, digits)) => (host, Some(parse_port(digits)?)),
+        let (host, port) = match text.bytes().position(|b| b == b':') {
+            Some(colon) => {
+                let (host, port) = text.split_at(colon);
+                (host, Some(parse_port(port.strip_prefix(':').unwrap_or(port))?))
+            }
             None => (text, None),
         };
         Ok(Self { host: parse_host(host)?, port })
@@ -92,12 +97,27 @@ fn parse_host(text: &str) -> Result<Host<'_>, AuthorityError> {
     if name.is_empty() {
         return Err(AuthorityError::Empty);
     }
-    if name.len() > MAX_NAME || !name.split('.').all(is_label) {
+    if name.len() > MAX_NAME {
+        return Err(AuthorityError::Host);
+    }
+    // One pass: this is asked for each request.
+    let bytes = name.as_bytes();
+    let mut label = 0;
+    for (at, b) in bytes.iter().enumerate() {
+        match b {
+            // Underscores are no host name characters but occur in real DNS names; Kubernetes never has them in
+            // Service names.
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'.' if is_label(at - label) => label = at + 1,
+            _ => return Err(AuthorityError::Host),
+        }
+    }
+    if !is_label(bytes.len() - label) {
         return Err(AuthorityError::Host);
     }
     // As in the URL standard: a last label that is a number (decimal, octal or hex) makes it an IPv4 address, and of
     // those only the dotted quad without leading zeros is let through.
-    if name.rsplit('.').next().is_some_and(is_numeric) {
+    if is_numeric(&bytes[label..]) {
         let ip: Ipv4Addr = name.parse().map_err(|_| AuthorityError::Host)?;
         if name.len() != text.len() {
             return Err(AuthorityError::Host);
@@ -107,16 +127,11 @@ fn parse_host(text: &str) -> Result<Host<'_>, AuthorityError> {
     Ok(Host::Name(name))
 }
 
-fn is_label(label: &str) -> bool {
-    let bytes = label.as_bytes();
-    // Underscores are no host name characters but occur in real DNS names; Kubernetes never has them in Service names.
-    !bytes.is_empty()
-        && bytes.len() <= MAX_LABEL
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-' || *b == b'_')
+fn is_label(len: usize) -> bool {
+    (1..=MAX_LABEL).contains(&len)
 }
 
-fn is_numeric(label: &str) -> bool {
-    let bytes = label.as_bytes();
+fn is_numeric(bytes: &[u8]) -> bool {
     bytes.iter().all(u8::is_ascii_digit)
         || bytes.len() >= 2
             && bytes[0] == b'0'
