@@ -64,16 +64,10 @@ impl DirSource {
             watcher: None,
             events: wake.clone(),
         };
-        let thread = std::thread::Builder::new()
-            .name("discovery-dir".to_owned())
-            .spawn(move || {
-                scanner.run(&messages);
-            })?;
-        Ok(Self {
-            stop,
-            wake,
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("discovery-dir".to_owned()).spawn(move || {
+            scanner.run(&messages);
+        })?;
+        Ok(Self { stop, wake, thread: Some(thread) })
     }
 }
 
@@ -129,9 +123,7 @@ impl Scanner {
 
     /// Watches the folder, anew when another one stands in its place.
     fn watch(&mut self) {
-        let identity = std::fs::metadata(&self.path)
-            .ok()
-            .map(|meta| (meta.dev(), meta.ino()));
+        let identity = std::fs::metadata(&self.path).ok().map(|meta| (meta.dev(), meta.ino()));
         if identity.is_none() || identity == self.identity {
             return;
         }
@@ -153,10 +145,7 @@ impl Scanner {
                 self.writer.board.mended(&self.source, "watch");
             }
             Err(error) => {
-                let text = format!(
-                    "changes are found only by looking every {} s: {error}",
-                    POLL.as_secs()
-                );
+                let text = format!("changes are found only by looking every {} s: {error}", POLL.as_secs());
                 self.writer.board.problem(&self.source, "watch", &text);
             }
         }
@@ -179,8 +168,7 @@ impl Scanner {
         let names = match self.names() {
             Ok(names) => names,
             Err(error) => {
-                let text =
-                    format!("the folder cannot be read ({error}); the last good view is served");
+                let text = format!("the folder cannot be read ({error}); the last good view is served");
                 for kind in Kind::ALL {
                     self.writer.board.failed(kind, &text);
                 }
@@ -232,9 +220,7 @@ impl Scanner {
                     self.folder.forget(name, &mut self.writer);
                 }
             }
-            Err(error) => self
-                .folder
-                .read(name, Stamp::default(), Err(error), &mut self.writer),
+            Err(error) => self.folder.read(name, Stamp::default(), Err(error), &mut self.writer),
         }
     }
 
@@ -277,11 +263,7 @@ impl Batch {
         let latest = Instant::now() + LATEST;
         loop {
             let left = latest.saturating_duration_since(Instant::now());
-            let wait = if self.writing.is_empty() {
-                QUIET.min(left)
-            } else {
-                left
-            };
+            let wait = if self.writing.is_empty() { QUIET.min(left) } else { left };
             match messages.recv_timeout(wait) {
                 Ok(Message::Event(event)) => self.add(event, folder),
                 // A stop is seen by its flag.
@@ -341,6 +323,5 @@ fn manifest_name(name: &OsStr) -> Option<&str> {
 /// Where a folder that is itself a symlink has its entry: it may be swapped there.
 fn symlink_parent(path: &Path) -> Option<&Path> {
     let linked = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
-    path.parent()
-        .filter(|parent| linked && !parent.as_os_str().is_empty())
+    path.parent().filter(|parent| linked && !parent.as_os_str().is_empty())
 }

@@ -32,8 +32,7 @@ impl Interner {
 
     /// The shared copy of an optional text; empty counts as absent.
     pub(crate) fn some(&mut self, text: Option<&str>) -> Option<Arc<str>> {
-        text.filter(|text| !text.is_empty())
-            .map(|text| self.get(text))
+        text.filter(|text| !text.is_empty()).map(|text| self.get(text))
     }
 }
 
@@ -49,11 +48,7 @@ mod tests {
         for i in 0..10_000 {
             interner.get(&format!("gone-{i}"));
         }
-        assert!(
-            interner.known.len() <= SMALL + 1,
-            "{}",
-            interner.known.len()
-        );
+        assert!(interner.known.len() <= SMALL + 1, "{}", interner.known.len());
         assert!(Arc::ptr_eq(&kept, &interner.get("zone-a")));
     }
 }

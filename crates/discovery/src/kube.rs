@@ -102,12 +102,7 @@ impl KubeSource {
         let mut tasks = JoinSet::new();
         for kind in Kind::ALL {
             let api = Api::new(client.clone(), kind, node_name, timing);
-            tasks.spawn(supervise(
-                api,
-                Arc::clone(&feed),
-                Arc::clone(&board),
-                timing,
-            ));
+            tasks.spawn(supervise(api, Arc::clone(&feed), Arc::clone(&board), timing));
         }
         if let Some(path) = snapshot {
             tasks.spawn(keep_snapshot(path, feed, board, timing));
@@ -123,10 +118,7 @@ async fn supervise(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing)
         let mut watch = JoinSet::new();
         watch.spawn(Watch::new(api.clone(), Arc::clone(&feed), Arc::clone(&board), timing).run());
         if let Some(Err(error)) = watch.join_next().await {
-            board.failed(
-                kind,
-                &format!("the watch failed within itself and begins anew: {error}"),
-            );
+            board.failed(kind, &format!("the watch failed within itself and begins anew: {error}"));
         }
         tokio::time::sleep(timing.backoff.1).await;
     }
@@ -149,11 +141,7 @@ async fn keep_snapshot(path: PathBuf, feed: Arc<Feed>, board: Arc<Board>, timing
             Err(error) => Some(error.to_string()),
         };
         if let Some(why) = why {
-            tracing::warn!(
-                snapshot = label,
-                why,
-                "the warm start's snapshot is not used"
-            );
+            tracing::warn!(snapshot = label, why, "the warm start's snapshot is not used");
         }
     }
     let mut written = None;
@@ -166,11 +154,7 @@ async fn keep_snapshot(path: PathBuf, feed: Arc<Feed>, board: Arc<Board>, timing
                     board.mended(&label, "snapshot");
                 }
                 Ok(Err(error)) => {
-                    board.problem(
-                        &label,
-                        "snapshot",
-                        &format!("the warm start's snapshot cannot be written: {error}"),
-                    );
+                    board.problem(&label, "snapshot", &format!("the warm start's snapshot cannot be written: {error}"));
                 }
                 Err(error) => board.problem(&label, "snapshot", &error.to_string()),
             }

@@ -84,37 +84,20 @@ impl Discovery {
 ///
 /// # Errors
 /// What needs a change of the configuration; see [`StartError`].
-pub async fn start(
-    settings: Settings,
-    directory: DirectoryHandle,
-) -> Result<Discovery, StartError> {
+pub async fn start(settings: Settings, directory: DirectoryHandle) -> Result<Discovery, StartError> {
     let board = Arc::new(Board::new(settings.source.to_string()));
-    let Settings {
-        source,
-        node_name,
-        namespace,
-        snapshot,
-    } = settings;
+    let Settings { source, node_name, namespace, snapshot } = settings;
     let writer = Writer::new(&node_name, &namespace, Arc::clone(&board), directory);
     let running = match source {
         Source::Dir(path) => {
-            let dir = dir::DirSource::start(path.clone(), writer)
-                .map_err(|error| StartError::Folder { path, error })?;
+            let dir =
+                dir::DirSource::start(path.clone(), writer).map_err(|error| StartError::Folder { path, error })?;
             Running::Dir(dir)
         }
         Source::Kube => {
             let client = kube::client().await.map_err(StartError::Kube)?;
-            Running::Kube(kube::KubeSource::start(
-                &client,
-                &node_name,
-                snapshot,
-                writer,
-                kube::Timing::default(),
-            ))
+            Running::Kube(kube::KubeSource::start(&client, &node_name, snapshot, writer, kube::Timing::default()))
         }
     };
-    Ok(Discovery {
-        board,
-        _running: running,
-    })
+    Ok(Discovery { board, _running: running })
 }

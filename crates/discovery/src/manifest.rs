@@ -14,6 +14,8 @@ use crate::status::Kind;
 pub(crate) mod raw;
 mod reduce;
 pub(crate) mod split;
+#[cfg(test)]
+mod tests;
 
 use raw::{RawHead, RawObject};
 
@@ -27,10 +29,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(node_name: Arc<str>) -> Self {
-        Self {
-            node_name,
-            interner: Interner::default(),
-        }
+        Self { node_name, interner: Interner::default() }
     }
 }
 
@@ -62,28 +61,16 @@ pub(crate) fn json(text: &str, context: &mut Context) -> Result<Parsed, Unfit> {
         #[serde(borrow)]
         items: Option<Vec<&'a RawValue>>,
     }
-    if let Ok(Shell {
-        kind: Some(kind),
-        items: Some(items),
-    }) = serde_json::from_str(text)
+    if let Ok(Shell { kind: Some(kind), items: Some(items) }) = serde_json::from_str(text)
         && let Some(of) = list_of(&kind)
     {
-        return Ok(Parsed::List(
-            items
-                .iter()
-                .map(|item| json_item(item.get(), of, context))
-                .collect(),
-        ));
+        return Ok(Parsed::List(items.iter().map(|item| json_item(item.get(), of, context)).collect()));
     }
     json_item(text, None, context)
 }
 
 /// Parses one JSON object. `kind` is given where the text itself may lack it: items of the API's typed lists do.
-pub(crate) fn json_item(
-    text: &str,
-    kind: Option<Kind>,
-    context: &mut Context,
-) -> Result<Parsed, Unfit> {
+pub(crate) fn json_item(text: &str, kind: Option<Kind>, context: &mut Context) -> Result<Parsed, Unfit> {
     match serde_json::from_str::<RawObject>(text) {
         Ok(raw) => reduce_any(&raw, kind, context),
         Err(error) => unfit(serde_json::from_str(text).ok(), kind, &error),
@@ -94,38 +81,23 @@ pub(crate) fn json_item(
 pub(crate) fn yaml(text: &str, context: &mut Context) -> Result<Parsed, Unfit> {
     match serde_norway::from_str::<RawObject>(text) {
         Ok(raw) => match (&raw.items, raw.kind.as_deref().and_then(list_of)) {
-            (Some(items), Some(of)) => Ok(Parsed::List(
-                items
-                    .iter()
-                    .map(|item| reduce_any(item, of, context))
-                    .collect(),
-            )),
+            (Some(items), Some(of)) => {
+                Ok(Parsed::List(items.iter().map(|item| reduce_any(item, of, context)).collect()))
+            }
             _ => reduce_any(&raw, None, context),
         },
         // A list with one bad item: only then is a tree of the whole document worth its memory.
         Err(error) => match serde_norway::from_str::<raw::RawItems>(text) {
-            Ok(raw::RawItems {
-                kind: Some(kind),
-                items: Some(items),
-            }) if list_of(&kind).is_some() => {
+            Ok(raw::RawItems { kind: Some(kind), items: Some(items) }) if list_of(&kind).is_some() => {
                 let of = list_of(&kind).flatten();
-                Ok(Parsed::List(
-                    items
-                        .into_iter()
-                        .map(|item| yaml_item(item, of, context))
-                        .collect(),
-                ))
+                Ok(Parsed::List(items.into_iter().map(|item| yaml_item(item, of, context)).collect()))
             }
             _ => unfit(serde_norway::from_str(text).ok(), None, &error),
         },
     }
 }
 
-fn yaml_item(
-    item: serde_norway::Value,
-    kind: Option<Kind>,
-    context: &mut Context,
-) -> Result<Parsed, Unfit> {
+fn yaml_item(item: serde_norway::Value, kind: Option<Kind>, context: &mut Context) -> Result<Parsed, Unfit> {
     let head = RawHead::deserialize(&item).ok();
     match RawObject::deserialize(item) {
         Ok(raw) => reduce_any(&raw, kind, context),
@@ -142,24 +114,17 @@ fn list_of(kind: &str) -> Option<Option<Kind>> {
 fn reduce_any(raw: &RawObject, kind: Option<Kind>, context: &mut Context) -> Result<Parsed, Unfit> {
     let Some(kind) = (match raw.kind.as_deref() {
         None if kind.is_none() => {
-            return Err(Unfit {
-                key: None,
-                error: "it has no 'kind', so it is no manifest".to_owned(),
-            });
+            return Err(Unfit { key: None, error: "it has no 'kind', so it is no manifest".to_owned() });
         }
         None => kind,
         Some(_) => known_kind(raw.kind.as_deref(), raw.api_version.as_deref()),
     }) else {
         return Ok(Parsed::Other);
     };
-    let key =
-        reduce::key(kind, &raw.metadata, context).map_err(|error| Unfit { key: None, error })?;
+    let key = reduce::key(kind, &raw.metadata, context).map_err(|error| Unfit { key: None, error })?;
     match reduce::object(kind, raw, &key, context) {
         Ok((object, notes)) => Ok(Parsed::Object(Box::new(Reduced { key, object, notes }))),
-        Err(error) => Err(Unfit {
-            key: Some(key),
-            error,
-        }),
+        Err(error) => Err(Unfit { key: Some(key), error }),
     }
 }
 
@@ -174,16 +139,9 @@ fn known_kind(kind: Option<&str>, api_version: Option<&str>) -> Option<Kind> {
 }
 
 /// A text that did not fit the types: nobody's business when it is of another kind, else named as well as possible.
-fn unfit(
-    head: Option<RawHead>,
-    kind: Option<Kind>,
-    error: &dyn std::fmt::Display,
-) -> Result<Parsed, Unfit> {
+fn unfit(head: Option<RawHead>, kind: Option<Kind>, error: &dyn std::fmt::Display) -> Result<Parsed, Unfit> {
     let Some(head) = head else {
-        return Err(Unfit {
-            key: None,
-            error: error.to_string(),
-        });
+        return Err(Unfit { key: None, error: error.to_string() });
     };
     let kind = match (&head.kind, kind) {
         (None, Some(kind)) => Some(kind),
@@ -191,16 +149,10 @@ fn unfit(
     };
     match kind {
         None if head.kind.is_some() => Ok(Parsed::Other),
-        None => Err(Unfit {
-            key: None,
-            error: error.to_string(),
-        }),
+        None => Err(Unfit { key: None, error: error.to_string() }),
         Some(kind) => {
             let mut plain = Context::new(Arc::from(""));
-            Err(Unfit {
-                key: reduce::key(kind, &head.metadata, &mut plain).ok(),
-                error: error.to_string(),
-            })
+            Err(Unfit { key: reduce::key(kind, &head.metadata, &mut plain).ok(), error: error.to_string() })
         }
     }
 }

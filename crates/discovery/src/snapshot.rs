@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use posthouse_model::{AppProtocol, EndpointState, Node, Pod, ServiceKind};
 
 use crate::manifest::raw::{
-    RawConditions, RawEndpoint, RawLabels, RawMeta, RawNodeAddress, RawObject, RawPodIp, RawPort,
-    RawSpec, RawStatus, RawTargetRef,
+    RawConditions, RawEndpoint, RawLabels, RawMeta, RawNodeAddress, RawObject, RawPodIp, RawPort, RawSpec, RawStatus,
+    RawTargetRef,
 };
 use crate::manifest::split;
 use crate::object::{EndpointObject, PortObject, ServiceObject, SliceObject};
@@ -47,11 +47,7 @@ impl Snapshot {
     /// The objects as texts.
     pub(crate) fn items(&self) -> Vec<&str> {
         let body = self.text.split_once('\n').map_or("", |(_, body)| body);
-        split::json(body)
-            .0
-            .into_iter()
-            .map(|document| document.text)
-            .collect()
+        split::json(body).0.into_iter().map(|document| document.text).collect()
     }
 }
 
@@ -62,9 +58,7 @@ pub(crate) fn read(path: &Path) -> Result<Snapshot, ReadError> {
         _ => ReadError::Io(error),
     })?;
     let broken = |error: &dyn std::fmt::Display| ReadError::Broken(error.to_string());
-    let (first, body) = text
-        .split_once('\n')
-        .ok_or_else(|| broken(&"it has one line only"))?;
+    let (first, body) = text.split_once('\n').ok_or_else(|| broken(&"it has one line only"))?;
     let written: Written = serde_json::from_str(first).map_err(|error| broken(&error))?;
     let (_, error) = split::json(body);
     if let Some(error) = error {
@@ -80,26 +74,19 @@ pub(crate) fn write(path: &Path, objects: &Objects) -> io::Result<()> {
     name.push(".new");
     let new: PathBuf = path.with_file_name(name);
     let mut out = BufWriter::new(File::create(&new)?);
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     writeln!(out, "{{\"written\":{now}}}")?;
     write!(out, "{{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[")?;
     let nodes = objects.nodes.iter().map(|node| of_node(node));
     let pods = objects.pods.iter().map(|pod| of_pod(pod));
     let services = objects.services.iter().map(|service| of_service(service));
-    let slices = objects
-        .slices
-        .iter()
-        .map(|(name, slice)| of_slice(name, slice));
+    let slices = objects.slices.iter().map(|(name, slice)| of_slice(name, slice));
     for (number, object) in nodes.chain(pods).chain(services).chain(slices).enumerate() {
         out.write_all(if number == 0 { b"\n" } else { b",\n" })?;
         serde_json::to_writer(&mut out, &object)?;
     }
     out.write_all(b"\n]}\n")?;
-    out.into_inner()
-        .map_err(io::IntoInnerError::into_error)?
-        .sync_all()?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&new, path)
 }
 
@@ -111,20 +98,13 @@ fn object(kind: &str, api_version: &str, namespace: &str, name: &str) -> RawObje
     RawObject {
         api_version: text(api_version),
         kind: text(kind),
-        metadata: RawMeta {
-            name: text(name),
-            namespace: text(namespace),
-            ..RawMeta::default()
-        },
+        metadata: RawMeta { name: text(name), namespace: text(namespace), ..RawMeta::default() },
         ..RawObject::default()
     }
 }
 
 fn of_node(node: &Node) -> RawObject {
-    let address = |ip: &IpAddr| RawNodeAddress {
-        kind: text("InternalIP"),
-        address: Some(ip.to_string()),
-    };
+    let address = |ip: &IpAddr| RawNodeAddress { kind: text("InternalIP"), address: Some(ip.to_string()) };
     RawObject {
         spec: Some(RawSpec {
             pod_cidrs: Some(node.pod_cidrs.iter().map(ToString::to_string).collect()),
@@ -139,9 +119,7 @@ fn of_node(node: &Node) -> RawObject {
 }
 
 fn of_pod(pod: &Pod) -> RawObject {
-    let ip = |ip: &IpAddr| RawPodIp {
-        ip: Some(ip.to_string()),
-    };
+    let ip = |ip: &IpAddr| RawPodIp { ip: Some(ip.to_string()) };
     let mut raw = RawObject {
         spec: Some(RawSpec {
             node_name: text(&pod.node),
@@ -149,10 +127,7 @@ fn of_pod(pod: &Pod) -> RawObject {
             service_account_name: text(&pod.service_account),
             ..RawSpec::default()
         }),
-        status: Some(RawStatus {
-            pod_ips: Some(pod.addresses.iter().map(ip).collect()),
-            ..RawStatus::default()
-        }),
+        status: Some(RawStatus { pod_ips: Some(pod.addresses.iter().map(ip).collect()), ..RawStatus::default() }),
         ..object("Pod", "v1", &pod.id.namespace, &pod.id.name)
     };
     raw.metadata.uid = text(&pod.id.uid);
@@ -160,13 +135,10 @@ fn of_pod(pod: &Pod) -> RawObject {
 }
 
 fn of_service(service: &ServiceObject) -> RawObject {
-    let mut spec = RawSpec {
-        ports: Some(of_ports(&service.ports)),
-        ..RawSpec::default()
-    };
+    let mut spec = RawSpec { ports: Some(of_ports(&service.ports)), ..RawSpec::default() };
     match &service.kind {
         ServiceKind::ClusterIp(ips) => {
-            spec.cluster_ips = Some(ips.iter().map(ToString::to_string).collect())
+            spec.cluster_ips = Some(ips.iter().map(ToString::to_string).collect());
         }
         ServiceKind::Headless => spec.cluster_ips = Some(vec!["None".to_owned()]),
         ServiceKind::ExternalName(target) => {
@@ -174,10 +146,7 @@ fn of_service(service: &ServiceObject) -> RawObject {
             spec.external_name = text(target);
         }
     }
-    RawObject {
-        spec: Some(spec),
-        ..object("Service", "v1", &service.namespace, &service.name)
-    }
+    RawObject { spec: Some(spec), ..object("Service", "v1", &service.namespace, &service.name) }
 }
 
 fn of_ports(ports: &[PortObject]) -> Vec<RawPort> {
@@ -185,8 +154,7 @@ fn of_ports(ports: &[PortObject]) -> Vec<RawPort> {
         name: text(&port.name),
         port: Some(port.port),
         protocol: None,
-        app_protocol: (port.app_protocol != AppProtocol::Unknown)
-            .then(|| port.app_protocol.as_str().to_owned()),
+        app_protocol: (port.app_protocol != AppProtocol::Unknown).then(|| port.app_protocol.as_str().to_owned()),
     };
     ports.iter().map(of_port).collect()
 }
@@ -194,23 +162,15 @@ fn of_ports(ports: &[PortObject]) -> Vec<RawPort> {
 /// `key` is `namespace/name`; the Service is in the same namespace.
 fn of_slice(key: &str, slice: &SliceObject) -> RawObject {
     let (namespace, name) = key.split_once('/').unwrap_or_default();
-    let service = slice
-        .service
-        .split_once('/')
-        .map_or("", |(_, service)| service);
-    let ipv6 = slice
-        .endpoints
-        .first()
-        .is_some_and(|endpoint| endpoint.ip.is_ipv6());
+    let service = slice.service.split_once('/').map_or("", |(_, service)| service);
+    let ipv6 = slice.endpoints.first().is_some_and(|endpoint| endpoint.ip.is_ipv6());
     let mut raw = RawObject {
         address_type: text(if ipv6 { "IPv6" } else { "IPv4" }),
         ports: Some(of_ports(&slice.ports)),
         endpoints: Some(slice.endpoints.iter().map(of_endpoint).collect()),
         ..object("EndpointSlice", "discovery.k8s.io/v1", namespace, name)
     };
-    raw.metadata.labels = Some(RawLabels {
-        service_name: text(service),
-    });
+    raw.metadata.labels = Some(RawLabels { service_name: text(service) });
     raw
 }
 
@@ -222,11 +182,7 @@ fn of_endpoint(endpoint: &EndpointObject) -> RawEndpoint {
     };
     RawEndpoint {
         addresses: Some(vec![endpoint.ip.to_string()]),
-        conditions: Some(RawConditions {
-            ready: Some(ready),
-            serving: Some(serving),
-            terminating: Some(terminating),
-        }),
+        conditions: Some(RawConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }),
         hostname: endpoint.hostname.as_deref().and_then(text),
         node_name: endpoint.node.as_deref().and_then(text),
         zone: endpoint.zone.as_deref().and_then(text),

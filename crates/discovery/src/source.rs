@@ -45,22 +45,11 @@ mod tests {
 
     #[test]
     fn sources_are_read_and_written_alike() {
-        for text in [
-            "kube",
-            "dir:/etc/posthouse",
-            "dir:relative",
-            "dir:/with:colon",
-        ] {
+        for text in ["kube", "dir:/etc/posthouse", "dir:relative", "dir:/with:colon"] {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
         for text in ["", "dir", "dir:", "kube:", "file:/x", "Kube"] {
-            assert!(
-                text.parse::<Source>()
-                    .unwrap_err()
-                    .to_string()
-                    .contains("dir:PATH"),
-                "{text}"
-            );
+            assert!(text.parse::<Source>().unwrap_err().to_string().contains("dir:PATH"), "{text}");
         }
     }
 }

@@ -127,10 +127,7 @@ pub struct Problem {
 }
 
 fn unix<S: serde::Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u64(
-        time.duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs()),
-    )
+    to.serialize_u64(time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()))
 }
 
 /// Work done since the start. A change of one object must move these by what it touches, not by the cluster's size;
@@ -180,10 +177,7 @@ struct Watch {
 
 impl Board {
     pub(crate) fn new(source: String) -> Self {
-        Self {
-            source,
-            state: Mutex::default(),
-        }
+        Self { source, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -193,19 +187,16 @@ impl Board {
 
     pub(crate) fn status(&self) -> Status {
         let state = self.lock();
-        let watches = Kind::ALL
-            .into_iter()
-            .zip(&state.watches)
-            .map(|(kind, watch)| WatchStatus {
-                kind,
-                phase: watch.phase,
-                objects: watch.objects,
-                age: watch.heard.map(|at| at.elapsed()),
-                last_error: watch.error.as_ref().map(|(text, _)| text.clone()),
-                last_error_age: watch.error.as_ref().map(|(_, at)| at.elapsed()),
-                lists: watch.lists,
-                from_snapshot: watch.snapshot.map(|at| at.elapsed().unwrap_or_default()),
-            });
+        let watches = Kind::ALL.into_iter().zip(&state.watches).map(|(kind, watch)| WatchStatus {
+            kind,
+            phase: watch.phase,
+            objects: watch.objects,
+            age: watch.heard.map(|at| at.elapsed()),
+            last_error: watch.error.as_ref().map(|(text, _)| text.clone()),
+            last_error_age: watch.error.as_ref().map(|(_, at)| at.elapsed()),
+            lists: watch.lists,
+            from_snapshot: watch.snapshot.map(|at| at.elapsed().unwrap_or_default()),
+        });
         let mut problems: Vec<Problem> = state
             .problems
             .iter()
@@ -261,7 +252,7 @@ impl Board {
     }
 
     /// The objects of `kind` come from a snapshot that was written at `at`.
-    pub(crate) fn from_snapshot(&self, kind: Kind, at: SystemTime) {
+    pub(crate) fn warmed(&self, kind: Kind, at: SystemTime) {
         self.lock().watches[kind.index()].snapshot = Some(at);
     }
 
@@ -299,9 +290,7 @@ impl Board {
                 true
             }
             None if !full => {
-                state
-                    .problems
-                    .insert(key, (error.to_owned(), SystemTime::now()));
+                state.problems.insert(key, (error.to_owned(), SystemTime::now()));
                 true
             }
             None => {
@@ -319,12 +308,7 @@ impl Board {
     pub(crate) fn mended(&self, source: &str, object: &str) {
         let mut state = self.lock();
         // Nearly always empty: this is asked for each good object.
-        if !state.problems.is_empty()
-            && state
-                .problems
-                .remove(&(source.to_owned(), object.to_owned()))
-                .is_some()
-        {
+        if !state.problems.is_empty() && state.problems.remove(&(source.to_owned(), object.to_owned())).is_some() {
             drop(state);
             tracing::info!(source, object, "discovery: mended");
         }
@@ -336,8 +320,6 @@ impl Board {
         if state.problems.is_empty() {
             return;
         }
-        state
-            .problems
-            .retain(|(of, object), _| of != source || still.iter().any(|s| s == object));
+        state.problems.retain(|(of, object), _| of != source || still.iter().any(|s| s == object));
     }
 }

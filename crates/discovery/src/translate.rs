@@ -9,9 +9,7 @@ use std::time::SystemTime;
 
 use posthouse_model::address;
 use posthouse_model::directory::service_key;
-use posthouse_model::{
-    AppProtocol, Directory, Endpoint, EndpointSet, EndpointState, Peer, Service, ServicePort,
-};
+use posthouse_model::{AppProtocol, Directory, Endpoint, EndpointSet, EndpointState, Peer, Service, ServicePort};
 
 use crate::object::{EndpointObject, PortObject, ServiceObject, SliceObject};
 
@@ -30,17 +28,9 @@ pub(crate) struct Ground<'a> {
 }
 
 /// A Service with the endpoints of all its slices, in the order of `slices` where two say the same address.
-pub(crate) fn service(
-    object: &ServiceObject,
-    slices: &[&SliceObject],
-    ground: Ground<'_>,
-) -> Service {
+pub(crate) fn service(object: &ServiceObject, slices: &[&SliceObject], ground: Ground<'_>) -> Service {
     let key = service_key(&object.namespace, &object.name);
-    let mut made = Made {
-        key: &key,
-        ground,
-        endpoints: HashMap::new(),
-    };
+    let mut made = Made { key: &key, ground, endpoints: HashMap::new() };
     let ports = object
         .ports
         .iter()
@@ -53,10 +43,7 @@ pub(crate) fn service(
                 port: port.port,
                 app_protocol: app_protocol(port, slices),
                 endpoints: Arc::new(EndpointSet::new(
-                    members
-                        .into_iter()
-                        .map(|(address, member)| made.endpoint(address, member, shared))
-                        .collect(),
+                    members.into_iter().map(|(address, member)| made.endpoint(address, member, shared)).collect(),
                 )),
             }
         })
@@ -72,16 +59,9 @@ pub(crate) fn service(
 
 /// The port's own word, else the slices' (a Service without selector may have it only there).
 fn app_protocol(port: &PortObject, slices: &[&SliceObject]) -> AppProtocol {
-    let of_slices = || {
-        slices
-            .iter()
-            .flat_map(|slice| &slice.ports)
-            .filter(|p| p.name == port.name)
-    };
+    let of_slices = || slices.iter().flat_map(|slice| &slice.ports).filter(|p| p.name == port.name);
     match port.app_protocol {
-        AppProtocol::Unknown => of_slices()
-            .map(|p| p.app_protocol)
-            .find(|p| *p != AppProtocol::Unknown),
+        AppProtocol::Unknown => of_slices().map(|p| p.app_protocol).find(|p| *p != AppProtocol::Unknown),
         known => Some(known),
     }
     .unwrap_or_default()
@@ -89,24 +69,11 @@ fn app_protocol(port: &PortObject, slices: &[&SliceObject]) -> AppProtocol {
 
 /// Where `port` leads: slice ports match by name. An address that stands in several slices (it does while it moves from
 /// one to another) counts once, by its best state.
-fn members<'a>(
-    port: &PortObject,
-    slices: &[&'a SliceObject],
-) -> Vec<(SocketAddr, &'a EndpointObject)> {
+fn members<'a>(port: &PortObject, slices: &[&'a SliceObject]) -> Vec<(SocketAddr, &'a EndpointObject)> {
     let mut all = Vec::new();
     for slice in slices {
-        for number in slice
-            .ports
-            .iter()
-            .filter(|p| p.name == port.name)
-            .map(|p| p.port)
-        {
-            all.extend(
-                slice
-                    .endpoints
-                    .iter()
-                    .map(|member| (SocketAddr::new(member.ip, number), member)),
-            );
+        for number in slice.ports.iter().filter(|p| p.name == port.name).map(|p| p.port) {
+            all.extend(slice.endpoints.iter().map(|member| (SocketAddr::new(member.ip, number), member)));
         }
     }
     // Stable: of equals the first slice's is kept.
@@ -133,20 +100,9 @@ struct Made<'a> {
 
 impl Made<'_> {
     /// The endpoint, the old one itself where nothing about it changed.
-    fn endpoint(
-        &mut self,
-        address: SocketAddr,
-        member: &EndpointObject,
-        shared: bool,
-    ) -> Arc<Endpoint> {
+    fn endpoint(&mut self, address: SocketAddr, member: &EndpointObject, shared: bool) -> Arc<Endpoint> {
         let directory = self.ground.directory;
-        let refusal = address::check(
-            address.ip(),
-            address.port(),
-            host_network(member, self.ground),
-            directory,
-        )
-        .err();
+        let refusal = address::check(address.ip(), address.port(), host_network(member, self.ground), directory).err();
         let same = |old: &Endpoint| {
             old.state == member.state
                 && old.refusal == refusal
@@ -155,15 +111,8 @@ impl Made<'_> {
                 && old.zone == member.zone
                 && old.hostname == member.hostname
         };
-        let ours = directory
-            .endpoints_at(address)
-            .iter()
-            .filter(|(key, _)| **key == *self.key);
-        let known = self
-            .endpoints
-            .get(&address)
-            .into_iter()
-            .chain(ours.map(|(_, endpoint)| endpoint));
+        let ours = directory.endpoints_at(address).iter().filter(|(key, _)| **key == *self.key);
+        let known = self.endpoints.get(&address).into_iter().chain(ours.map(|(_, endpoint)| endpoint));
         if let Some(old) = known.clone().find(|old| same(old)) {
             let old = Arc::clone(old);
             if shared {
@@ -201,11 +150,7 @@ fn host_network(member: &EndpointObject, ground: Ground<'_>) -> bool {
     let (Some(node), Some(pod)) = (&member.node, &member.pod) else {
         return false;
     };
-    if !ground
-        .directory
-        .node(node)
-        .is_some_and(|node| node.addresses.contains(&member.ip))
-    {
+    if !ground.directory.node(node).is_some_and(|node| node.addresses.contains(&member.ip)) {
         return false;
     }
     if **node != *ground.node_name {
@@ -213,14 +158,10 @@ fn host_network(member: &EndpointObject, ground: Ground<'_>) -> bool {
     }
     // Pods that were written by hand without a uid are known by their name.
     let own = match &*pod.uid {
-        "" => ground
-            .directory
-            .pod(&service_key(&pod.namespace, &pod.name)),
+        "" => ground.directory.pod(&service_key(&pod.namespace, &pod.name)),
         uid => ground.directory.pod(uid),
     };
-    own.is_some_and(|own| {
-        own.host_network && own.id.namespace == pod.namespace && own.id.name == pod.name
-    })
+    own.is_some_and(|own| own.host_network && own.id.namespace == pod.namespace && own.id.name == pod.name)
 }
 
 /// Whether two translations of one Service come to the same. Endpoints are compared by identity: an unchanged one is
@@ -242,25 +183,17 @@ pub(crate) fn same(old: &Service, new: &Service) -> bool {
 pub(crate) fn peers(slices: &[&SliceObject], ground: Ground<'_>) -> (Vec<Peer>, Vec<String>) {
     let directory = ground.directory;
     // A node has one peer but may have two addresses: take the family that our own node calls its first.
-    let ipv6 = directory
-        .node(ground.node_name)
-        .and_then(|node| node.addresses.first())
-        .is_some_and(IpAddr::is_ipv6);
+    let ipv6 = directory.node(ground.node_name).and_then(|node| node.addresses.first()).is_some_and(IpAddr::is_ipv6);
     let mut best: HashMap<Arc<str>, (Peer, (bool, bool))> = HashMap::new();
     let mut notes = Vec::new();
     for slice in slices {
         let Some(port) = slice.ports.iter().find(|port| &*port.name == LINK_PORT) else {
-            notes.push(format!(
-                "a slice of the peers' Service has no port named '{LINK_PORT}'"
-            ));
+            notes.push(format!("a slice of the peers' Service has no port named '{LINK_PORT}'"));
             continue;
         };
         for member in &slice.endpoints {
             let Some(node) = &member.node else {
-                notes.push(format!(
-                    "the peer {} is passed over: its slice does not name its node",
-                    member.ip
-                ));
+                notes.push(format!("the peer {} is passed over: its slice does not name its node", member.ip));
                 continue;
             };
             let own = match directory.node(node) {
@@ -268,10 +201,7 @@ pub(crate) fn peers(slices: &[&SliceObject], ground: Ground<'_>) -> (Vec<Peer>, 
                 None => address::check_range(member.ip).is_ok(),
             };
             if !own {
-                notes.push(format!(
-                    "the peer {} is passed over: it is no address of node '{node}'",
-                    member.ip
-                ));
+                notes.push(format!("the peer {} is passed over: it is no address of node '{node}'", member.ip));
                 continue;
             }
             let peer = Peer {

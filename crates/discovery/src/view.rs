@@ -15,6 +15,9 @@ use crate::object::{Key, Object, ServiceObject, SliceObject};
 use crate::status::Kind;
 use crate::translate::{self, Ground};
 
+#[cfg(test)]
+mod tests;
+
 /// The name of the proxies' own headless Service.
 const PEERS: &str = "posthouse";
 
@@ -123,9 +126,7 @@ impl View {
     /// Every object, shared: a copy of pointers, for the snapshot's writer.
     pub(crate) fn objects(&self) -> Objects {
         fn all<T>(of: &HashMap<Arc<str>, Arc<T>>) -> Vec<(Arc<str>, Arc<T>)> {
-            of.iter()
-                .map(|(name, object)| (Arc::clone(name), Arc::clone(object)))
-                .collect()
+            of.iter().map(|(name, object)| (Arc::clone(name), Arc::clone(object))).collect()
         }
         Objects {
             services: self.services.values().cloned().collect(),
@@ -179,9 +180,7 @@ impl View {
         if old.is_some_and(|old| **old == slice) {
             return false;
         }
-        let moved_from = old
-            .map(|old| Arc::clone(&old.service))
-            .filter(|old| *old != of);
+        let moved_from = old.map(|old| Arc::clone(&old.service)).filter(|old| *old != of);
         if let Some(from) = moved_from {
             self.unlink_slice(&name, &from);
             self.touch(&from);
@@ -229,6 +228,16 @@ impl View {
         };
         self.touch_host_network(&old);
         self.directory.remove_pod(&old.id.uid);
+        // Two Pods may show one address while one follows the other; the one that is left must have it. A node has few
+        // Pods, and few share.
+        for ip in &old.addresses {
+            if !old.host_network && self.directory.pod_by_ip(*ip).is_none() {
+                let heir = self.pods.values().find(|pod| !pod.host_network && pod.addresses.contains(ip));
+                if let Some(heir) = heir {
+                    self.directory.put_pod(Pod::clone(heir));
+                }
+            }
+        }
         self.changed = true;
         true
     }
@@ -236,14 +245,9 @@ impl View {
     /// Only host-network pods decide over endpoints: those at their node's addresses.
     fn touch_host_network(&mut self, pod: &Pod) {
         if pod.host_network {
-            let node = self
-                .nodes
-                .get(&pod.node)
-                .map(|node| node.addresses.clone())
-                .unwrap_or_default();
+            let node = self.nodes.get(&pod.node).map(|node| node.addresses.clone()).unwrap_or_default();
             for ip in node.iter().chain(&pod.addresses) {
-                self.dirty
-                    .extend(self.by_ip.get(ip).into_iter().flatten().cloned());
+                self.dirty.extend(self.by_ip.get(ip).into_iter().flatten().cloned());
             }
         }
     }
@@ -256,6 +260,7 @@ impl View {
         self.touch_node(old.as_deref(), Some(&node));
         self.directory.put_node(node.clone());
         self.nodes.insert(name, Arc::new(node));
+        self.keep_node_addresses(old.as_deref());
         self.changed = true;
         true
     }
@@ -266,8 +271,21 @@ impl View {
         };
         self.touch_node(Some(&old), None);
         self.directory.remove_node(name);
+        self.keep_node_addresses(Some(&old));
         self.changed = true;
         true
+    }
+
+    /// Two Nodes may show one address while one follows the other. When one lets go of it, it must stay known as a
+    /// node's: what is a node's is refused to endpoints. Such Nodes are rare, so their search may cost a walk.
+    fn keep_node_addresses(&mut self, old: Option<&Node>) {
+        for ip in old.into_iter().flat_map(|old| &old.addresses) {
+            if self.directory.node_by_ip(*ip).is_none()
+                && let Some(heir) = self.nodes.values().find(|node| node.addresses.contains(ip))
+            {
+                self.directory.put_node(Node::clone(heir));
+            }
+        }
     }
 
     /// Endpoints at the node's old and new addresses are judged anew, and those on loopback when podCIDRs moved.
@@ -276,8 +294,7 @@ impl View {
         let (before, after) = (of(old), of(new));
         if before != after {
             for ip in before.iter().chain(&after) {
-                self.dirty
-                    .extend(self.by_ip.get(ip).into_iter().flatten().cloned());
+                self.dirty.extend(self.by_ip.get(ip).into_iter().flatten().cloned());
             }
             self.peers_dirty = true;
         }
@@ -296,18 +313,10 @@ impl View {
         }
         if std::mem::take(&mut self.peers_dirty) {
             let slices = slices_of(&self.by_service, &self.slices, &self.peers_key);
-            let ground = Ground {
-                directory: &self.directory,
-                node_name: &self.node_name,
-                now,
-            };
+            let ground = Ground { directory: &self.directory, node_name: &self.node_name, now };
             let (peers, notes) = translate::peers(&slices, ground);
             let same = peers.len() == self.directory.size().peers
-                && peers.iter().all(|peer| {
-                    self.directory
-                        .peer(&peer.node)
-                        .is_some_and(|old| **old == *peer)
-                });
+                && peers.iter().all(|peer| self.directory.peer(&peer.node).is_some_and(|old| **old == *peer));
             if !same {
                 self.directory.set_peers(peers);
                 self.changed = true;
@@ -328,11 +337,7 @@ impl View {
             return true;
         };
         let slices = slices_of(&self.by_service, &self.slices, key);
-        let ground = Ground {
-            directory: &self.directory,
-            node_name: &self.node_name,
-            now,
-        };
+        let ground = Ground { directory: &self.directory, node_name: &self.node_name, now };
         let new = translate::service(object, &slices, ground);
         if old.as_ref().is_some_and(|old| translate::same(old, &new)) {
             return false;
@@ -370,18 +375,12 @@ fn slices_of<'a>(
     key: &str,
 ) -> Vec<&'a SliceObject> {
     let names = by_service.get(key).into_iter().flatten();
-    names
-        .filter_map(|name| slices.get(name))
-        .map(|slice| &**slice)
-        .collect()
+    names.filter_map(|name| slices.get(name)).map(|slice| &**slice).collect()
 }
 
 fn addresses(service: Option<&Service>) -> HashSet<IpAddr> {
     let ports = service.into_iter().flat_map(|service| &service.ports);
-    ports
-        .flat_map(|port| port.endpoints.all())
-        .map(|endpoint| endpoint.address.ip())
-        .collect()
+    ports.flat_map(|port| port.endpoints.all()).map(|endpoint| endpoint.address.ip()).collect()
 }
 
 /// Every object of a view, shared.

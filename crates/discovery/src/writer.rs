@@ -24,12 +24,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(
-        node_name: &Arc<str>,
-        namespace: &str,
-        board: Arc<Board>,
-        handle: DirectoryHandle,
-    ) -> Self {
+    pub(crate) fn new(node_name: &Arc<str>, namespace: &str, board: Arc<Board>, handle: DirectoryHandle) -> Self {
         Self {
             view: View::new(Arc::clone(node_name), namespace),
             context: Context::new(Arc::clone(node_name)),
@@ -64,8 +59,7 @@ impl Writer {
         }
         if let Some(notes) = settled.peer_notes {
             for note in &notes {
-                self.board
-                    .problem(PEERS, note, "it is no peer until that is mended");
+                self.board.problem(PEERS, note, "it is no peer until that is mended");
             }
             self.board.mended_except(PEERS, &notes);
         }

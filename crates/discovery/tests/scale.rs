@@ -38,15 +38,8 @@ fn in_a_process(format: &str) {
     for line in text.lines().filter(|line| line.starts_with(format)) {
         println!("{line}");
     }
-    assert!(
-        output.status.success(),
-        "{text}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(
-        text.contains("1 passed"),
-        "the measured test must have run: {text}"
-    );
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("1 passed"), "the measured test must have run: {text}");
 }
 
 #[test]
@@ -55,10 +48,7 @@ fn measured() {
     let format = std::env::var("SCALE_FORMAT").unwrap();
     let folder = tempfile::tempdir().unwrap();
     write_cluster(folder.path(), &format);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let handle = DirectoryHandle::default();
         let mut changes = handle.subscribe();
@@ -125,9 +115,7 @@ async fn wait(changes: &mut tokio::sync::watch::Receiver<u64>, done: impl Fn() -
             changes.changed().await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(120), waiting)
-        .await
-        .expect("the change arrives");
+    tokio::time::timeout(Duration::from_secs(120), waiting).await.expect("the change arrives");
 }
 
 /// Resident memory now and at its highest, in KiB.
@@ -142,11 +130,7 @@ fn memory() -> (u64, u64) {
 
 fn write_cluster(folder: &Path, format: &str) {
     for number in 0..SERVICES / PER_FILE {
-        std::fs::write(
-            folder.join(format!("shop-{number}.{format}")),
-            file(format, number, None),
-        )
-        .unwrap();
+        std::fs::write(folder.join(format!("shop-{number}.{format}")), file(format, number, None)).unwrap();
     }
     let mut nodes = String::new();
     for node in 0..NODES {
@@ -167,16 +151,10 @@ fn file(format: &str, number: usize, changed: Option<(usize, usize)>) -> String 
         text.push_str("{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[\n");
     }
     for service in number * PER_FILE..(number + 1) * PER_FILE {
-        let down = changed
-            .filter(|(of, _)| *of == service)
-            .map(|(_, round)| round % ENDPOINTS);
+        let down = changed.filter(|(of, _)| *of == service).map(|(_, round)| round % ENDPOINTS);
         if format == "json" {
             json(&mut text, service, down);
-            text.push_str(if service + 1 == (number + 1) * PER_FILE {
-                "\n]}\n"
-            } else {
-                ",\n"
-            });
+            text.push_str(if service + 1 == (number + 1) * PER_FILE { "\n]}\n" } else { ",\n" });
         } else {
             yaml(&mut text, service, down);
         }
@@ -220,12 +198,7 @@ impl Shown {
     fn new(service: usize, endpoint: usize, down: Option<usize>) -> Self {
         let number = service * ENDPOINTS + endpoint;
         Self {
-            ip: format!(
-                "10.{}.{}.{}",
-                100 + number / 62_500,
-                number / 250 % 250,
-                number % 250 + 1
-            ),
+            ip: format!("10.{}.{}.{}", 100 + number / 62_500, number / 250 % 250, number % 250 + 1),
             ready: down != Some(endpoint),
             node: format!("node-{}", number % NODES),
             zone: format!("zone-{}", number % 3),

@@ -83,13 +83,7 @@ impl Folder {
     }
 
     /// Takes a file's text.
-    pub(crate) fn read(
-        &mut self,
-        name: &str,
-        stamp: Stamp,
-        text: io::Result<String>,
-        writer: &mut Writer,
-    ) {
+    pub(crate) fn read(&mut self, name: &str, stamp: Stamp, text: io::Result<String>, writer: &mut Writer) {
         let name: Arc<str> = Arc::from(name);
         let text = match text {
             Ok(text) => text,
@@ -114,61 +108,26 @@ impl Folder {
                 return;
             }
             let file = self.version(&name, &text, Some((old, again)), writer);
-            self.files.insert(
-                name,
-                File {
-                    stamp,
-                    hash,
-                    ..file
-                },
-            );
+            self.files.insert(name, File { stamp, hash, ..file });
         } else {
             let file = self.version(&name, &text, None, writer);
-            self.files.insert(
-                name,
-                File {
-                    stamp,
-                    hash,
-                    ..file
-                },
-            );
+            self.files.insert(name, File { stamp, hash, ..file });
         }
     }
 
     /// Reads a new version of a file against its old one.
-    fn version(
-        &mut self,
-        name: &Arc<str>,
-        text: &str,
-        old: Option<(File, bool)>,
-        writer: &mut Writer,
-    ) -> File {
+    fn version(&mut self, name: &Arc<str>, text: &str, old: Option<(File, bool)>, writer: &mut Writer) -> File {
         let is_json = name.ends_with(".json");
-        let (documents, mut broken) = if is_json {
-            split::json(text)
-        } else {
-            (split::yaml(text), None)
-        };
+        let (documents, mut broken) = if is_json { split::json(text) } else { (split::yaml(text), None) };
         let (old, again) = old.unwrap_or_default();
-        let before: Vec<Key> = old
-            .documents
-            .iter()
-            .flat_map(|d| &d.keys)
-            .chain(&old.kept)
-            .cloned()
-            .collect();
+        let before: Vec<Key> = old.documents.iter().flat_map(|d| &d.keys).chain(&old.kept).cloned().collect();
         if documents.is_empty() && broken.is_none() && !before.is_empty() {
             // Most likely between being truncated and being written.
-            broken =
-                Some("there is nothing in the file; delete it to remove its objects".to_owned());
+            broken = Some("there is nothing in the file; delete it to remove its objects".to_owned());
         }
         let mut known: HashMap<u64, Read> = HashMap::new();
         if !again {
-            known.extend(
-                old.documents
-                    .into_iter()
-                    .map(|document| (document.hash, document)),
-            );
+            known.extend(old.documents.into_iter().map(|document| (document.hash, document)));
         }
         let mut now: HashSet<Key> = HashSet::new();
         let mut read = Vec::with_capacity(documents.len());
@@ -179,14 +138,7 @@ impl Folder {
                     now.extend(same.keys.iter().cloned());
                     same
                 }
-                None => self.document(
-                    name,
-                    is_json,
-                    (number + 1, document),
-                    hash,
-                    &mut now,
-                    writer,
-                ),
+                None => self.document(name, is_json, (number + 1, document), hash, &mut now, writer),
             };
             read.push(document);
         }
@@ -200,11 +152,7 @@ impl Folder {
             }
         }
         self.report(name, broken, &read, writer);
-        File {
-            documents: read,
-            kept,
-            ..File::default()
-        }
+        File { documents: read, kept, ..File::default() }
     }
 
     fn document(
@@ -217,17 +165,8 @@ impl Folder {
         writer: &mut Writer,
     ) -> Read {
         let place = || format!("document {number} (line {})", document.line);
-        let mut read = Read {
-            hash,
-            keys: SmallVec::new(),
-            problems: Vec::new(),
-            failed: false,
-        };
-        let parse = if is_json {
-            manifest::json
-        } else {
-            manifest::yaml
-        };
+        let mut read = Read { hash, keys: SmallVec::new(), problems: Vec::new(), failed: false };
+        let parse = if is_json { manifest::json } else { manifest::yaml };
         let parsed = parse(document.text, &mut writer.context);
         let mut results = vec![parsed];
         while let Some(result) = results.pop() {
@@ -259,20 +198,12 @@ impl Folder {
         writer: &mut Writer,
     ) {
         let key = reduced.key.clone();
-        read.problems.extend(
-            reduced
-                .notes
-                .iter()
-                .map(|note| (key.to_string(), note.clone())),
-        );
+        read.problems.extend(reduced.notes.iter().map(|note| (key.to_string(), note.clone())));
         if reduced.object.is_none() {
             return;
         }
         if !now.insert(key.clone()) {
-            read.problems.push((
-                key.to_string(),
-                "it stands twice in this file; the first one counts".to_owned(),
-            ));
+            read.problems.push((key.to_string(), "it stands twice in this file; the first one counts".to_owned()));
             // Whichever goes, the file is to be read in full: as a failed document it is, and nothing is lost by it.
             read.hash = !read.hash;
             return;
@@ -294,9 +225,7 @@ impl Folder {
     fn report(&self, name: &str, broken: Option<String>, read: &[Read], writer: &Writer) {
         let mut still = Vec::new();
         if let Some(error) = broken {
-            writer
-                .board
-                .problem(name, "", &format!("{error}; its last good objects stay"));
+            writer.board.problem(name, "", &format!("{error}; its last good objects stay"));
             still.push(String::new());
         }
         for (object, error) in read.iter().flat_map(|document| &document.problems) {
@@ -309,12 +238,7 @@ impl Folder {
     /// A file is no more.
     pub(crate) fn forget(&mut self, name: &str, writer: &mut Writer) {
         if let Some((name, file)) = self.files.remove_entry(name) {
-            let keys: Vec<Key> = file
-                .documents
-                .into_iter()
-                .flat_map(|d| d.keys)
-                .chain(file.kept)
-                .collect();
+            let keys: Vec<Key> = file.documents.into_iter().flat_map(|d| d.keys).chain(file.kept).collect();
             for key in keys {
                 self.unclaim(&name, key);
             }
@@ -346,10 +270,7 @@ impl Folder {
     pub(crate) fn settle(&mut self, writer: &mut Writer) -> Result<(), String> {
         self.gone.retain(|key| !self.claims.contains_key(key));
         if self.claims.is_empty() && !self.gone.is_empty() {
-            return Err(format!(
-                "no file has an object any more; the last {} stay",
-                self.gone.len()
-            ));
+            return Err(format!("no file has an object any more; the last {} stay", self.gone.len()));
         }
         writer.remove(self.gone.iter());
         self.gone.clear();

@@ -78,13 +78,7 @@ impl Api {
             Kind::Node => "/api/v1/nodes",
         };
         let fields = (kind == Kind::Pod).then(|| format!("spec.nodeName={node_name}"));
-        Self {
-            client,
-            kind,
-            request: Arc::new(Request::new(path)),
-            fields,
-            timing,
-        }
+        Self { client, kind, request: Arc::new(Request::new(path)), fields, timing }
     }
 
     pub(crate) fn kind(&self) -> Kind {
@@ -99,15 +93,10 @@ impl Api {
             continue_token: token.map(str::to_owned),
             ..ListParams::default()
         };
-        let request = self
-            .request
-            .list(&params)
-            .map_err(|error| Failure::Other(chain(&error)))?;
+        let request = self.request.list(&params).map_err(|error| Failure::Other(chain(&error)))?;
         timeout(self.timing.page, self.client.request_text(request))
             .await
-            .map_err(|_| {
-                Failure::Other(format!("no complete answer within {:?}", self.timing.page))
-            })?
+            .map_err(|_| Failure::Other(format!("no complete answer within {:?}", self.timing.page)))?
             .map_err(|error| match error {
                 kube::Error::Api(status) => Failure::of_status(status.code, &status.message),
                 error => Failure::Other(chain(&error)),
@@ -117,47 +106,24 @@ impl Api {
     /// Begins to watch what changes after `version`.
     pub(crate) async fn watch(&self, version: &str) -> Result<Lines, Failure> {
         // Bookmarks are on by default; the server ends the watch after 290 s, and we begin the next.
-        let params = WatchParams {
-            field_selector: self.fields.clone(),
-            ..WatchParams::default()
-        };
-        let request = self
-            .request
-            .watch(&params, version)
-            .map_err(|error| Failure::Other(chain(&error)))?;
+        let params = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
+        let request = self.request.watch(&params, version).map_err(|error| Failure::Other(chain(&error)))?;
         let open = async {
-            let response = self
-                .client
-                .send(request.map(Body::from))
-                .await
-                .map_err(|e| Failure::Other(chain(&e)))?;
+            let response = self.client.send(request.map(Body::from)).await.map_err(|e| Failure::Other(chain(&e)))?;
             let status = response.status();
             if status == StatusCode::OK {
-                return Ok(Lines {
-                    body: response.into_body(),
-                    buffer: Vec::new(),
-                });
+                return Ok(Lines { body: response.into_body(), buffer: Vec::new() });
             }
-            let body = Limited::new(response.into_body(), MAX_ERROR)
-                .collect()
-                .await;
-            let body = body
-                .map(http_body_util::Collected::to_bytes)
-                .unwrap_or_default();
+            let body = Limited::new(response.into_body(), MAX_ERROR).collect().await;
+            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let said: ApiStatus = serde_json::from_slice(&body).unwrap_or_default();
-            let message = if said.message.is_empty() {
-                status.canonical_reason().unwrap_or("?")
-            } else {
-                &said.message
-            };
+            let message =
+                if said.message.is_empty() { status.canonical_reason().unwrap_or("?") } else { &said.message };
             Err(Failure::of_status(status.as_u16(), message))
         };
-        timeout(self.timing.open, open).await.map_err(|_| {
-            Failure::Other(format!(
-                "the watch is not accepted within {:?}",
-                self.timing.open
-            ))
-        })?
+        timeout(self.timing.open, open)
+            .await
+            .map_err(|_| Failure::Other(format!("the watch is not accepted within {:?}", self.timing.open)))?
     }
 }
 
@@ -175,14 +141,10 @@ impl Lines {
             let Some(frame) = self.body.frame().await else {
                 return match self.buffer.is_empty() {
                     true => Ok(None),
-                    false => Err(Failure::Other(
-                        "the watch was cut off within an object".to_owned(),
-                    )),
+                    false => Err(Failure::Other("the watch was cut off within an object".to_owned())),
                 };
             };
-            let frame = frame.map_err(|error| {
-                Failure::Other(format!("the watch was cut off: {}", chain(&error)))
-            })?;
+            let frame = frame.map_err(|error| Failure::Other(format!("the watch was cut off: {}", chain(&error))))?;
             let Ok(data) = frame.into_data() else {
                 continue;
             };
@@ -204,9 +166,7 @@ impl Lines {
 
     fn keep(&mut self, part: &[u8]) -> Result<(), Failure> {
         if self.buffer.len() + part.len() > MAX_LINE {
-            return Err(Failure::Other(format!(
-                "the watch sends an object of more than {MAX_LINE} bytes"
-            )));
+            return Err(Failure::Other(format!("the watch sends an object of more than {MAX_LINE} bytes")));
         }
         self.buffer.extend_from_slice(part);
         Ok(())

@@ -84,12 +84,7 @@ struct VersionMeta {
 
 impl Feed {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self {
-            state: Mutex::new(State {
-                writer,
-                listed: [false; 4],
-            }),
-        }
+        Self { state: Mutex::new(State { writer, listed: [false; 4] }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -103,8 +98,8 @@ impl Feed {
 
     /// Takes a page of a list.
     pub(crate) fn page(&self, kind: Kind, text: &str, seen: &mut Seen) -> Result<Next, Failure> {
-        let page: Page<'_> = serde_json::from_str(text)
-            .map_err(|e| Failure::Other(format!("the answer is no list: {e}")))?;
+        let page: Page<'_> =
+            serde_json::from_str(text).map_err(|e| Failure::Other(format!("the answer is no list: {e}")))?;
         let mut state = self.lock();
         for item in page.items.unwrap_or_default() {
             seen.items += 1;
@@ -119,13 +114,10 @@ impl Feed {
         if let Some(token) = page.metadata.token.filter(|token| !token.is_empty()) {
             return Ok(Next::Page(token));
         }
-        let version = page
-            .metadata
-            .resource_version
-            .filter(|version| !version.is_empty());
-        version.map(Next::Complete).ok_or_else(|| {
-            Failure::Other("the list has no resourceVersion, so it cannot be trusted".to_owned())
-        })
+        let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+        version
+            .map(Next::Complete)
+            .ok_or_else(|| Failure::Other("the list has no resourceVersion, so it cannot be trusted".to_owned()))
     }
 
     /// A list is complete: what it did not show is no more.
@@ -161,18 +153,10 @@ impl Feed {
     }
 
     /// Takes whole lines of a watch; publishes once for all. Moves `version` to that of the last object.
-    pub(crate) fn events(
-        &self,
-        kind: Kind,
-        lines: &[u8],
-        version: &mut String,
-    ) -> Result<(), Failure> {
+    pub(crate) fn events(&self, kind: Kind, lines: &[u8], version: &mut String) -> Result<(), Failure> {
         let mut state = self.lock();
         let mut result = Ok(());
-        for line in lines
-            .split(|b| *b == b'\n')
-            .filter(|line| !line.trim_ascii().is_empty())
-        {
+        for line in lines.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             result = state.event(kind, line, version);
             if result.is_err() {
                 break;
@@ -208,16 +192,13 @@ impl Feed {
         }
         for kind in Kind::ALL {
             if !state.listed[kind.index()] {
-                state.writer.board.from_snapshot(kind, snapshot.written);
+                state.writer.board.warmed(kind, snapshot.written);
             }
         }
         state.writer.view.set_complete();
         state.writer.publish();
         state.writer.board.set_complete();
-        tracing::warn!(
-            objects = found,
-            "the API did not answer at once: serving by the snapshot of the last run"
-        );
+        tracing::warn!(objects = found, "the API did not answer at once: serving by the snapshot of the last run");
         Ok(())
     }
 
@@ -225,8 +206,7 @@ impl Feed {
     pub(crate) fn to_keep(&self, written: Option<u64>) -> Option<(u64, Objects)> {
         let state = self.lock();
         let changes = state.writer.view.changes();
-        (state.listed == [true; 4] && written != Some(changes))
-            .then(|| (changes, state.writer.view.objects()))
+        (state.listed == [true; 4] && written != Some(changes)).then(|| (changes, state.writer.view.objects()))
     }
 }
 
@@ -240,10 +220,7 @@ impl State {
                 let Reduced { key, notes, .. } = &*reduced;
                 match notes.is_empty() {
                     true => self.writer.board.mended(SOURCE, &key.to_string()),
-                    false => self
-                        .writer
-                        .board
-                        .problem(SOURCE, &key.to_string(), &notes.join("; ")),
+                    false => self.writer.board.problem(SOURCE, &key.to_string(), &notes.join("; ")),
                 }
                 let name = Arc::clone(&key.name);
                 self.writer.apply(*reduced);
@@ -253,14 +230,8 @@ impl State {
                 self.skipped(&format!("a {kind}"), "an object of another kind");
                 None
             }
-            Err(Unfit {
-                key: Some(key),
-                error,
-            }) => {
-                self.skipped(
-                    &key.to_string(),
-                    &format!("{error}; its last good state, if any, stays"),
-                );
+            Err(Unfit { key: Some(key), error }) => {
+                self.skipped(&key.to_string(), &format!("{error}; its last good state, if any, stays"));
                 Some(key.name)
             }
             Err(Unfit { key: None, error }) => {
@@ -277,9 +248,7 @@ impl State {
 
     fn event(&mut self, kind: Kind, line: &[u8], version: &mut String) -> Result<(), Failure> {
         // A line that cannot be read may have been any event: only a list tells what was lost.
-        let lost = |error: &dyn std::fmt::Display| {
-            Failure::Gone(format!("the watch sends what is no event: {error}"))
-        };
+        let lost = |error: &dyn std::fmt::Display| Failure::Gone(format!("the watch sends what is no event: {error}"));
         let Line { event, object } = serde_json::from_slice(line).map_err(|error| lost(&error))?;
         match event.as_str() {
             "ADDED" | "MODIFIED" => {
@@ -287,12 +256,11 @@ impl State {
             }
             "DELETED" => {
                 self.writer.work.parsed += 1;
-                let key =
-                    match manifest::json_item(object.get(), Some(kind), &mut self.writer.context) {
-                        Ok(Parsed::Object(reduced)) => Some(reduced.key),
-                        Ok(_) => None,
-                        Err(unfit) => unfit.key,
-                    };
+                let key = match manifest::json_item(object.get(), Some(kind), &mut self.writer.context) {
+                    Ok(Parsed::Object(reduced)) => Some(reduced.key),
+                    Ok(_) => None,
+                    Err(unfit) => unfit.key,
+                };
                 let key = key.ok_or_else(|| lost(&"a deletion without a name"))?;
                 self.writer.remove([&key]);
                 self.writer.board.mended(SOURCE, &key.to_string());
@@ -305,11 +273,8 @@ impl State {
             // A kind of event that is yet to be invented.
             _ => return Ok(()),
         }
-        if let Ok(Versioned {
-            metadata: VersionMeta {
-                resource_version: Some(newer),
-            },
-        }) = serde_json::from_str(object.get())
+        if let Ok(Versioned { metadata: VersionMeta { resource_version: Some(newer) } }) =
+            serde_json::from_str(object.get())
             && !newer.is_empty()
         {
             *version = newer;

@@ -19,20 +19,12 @@ enum State {
     /// Listed up to a version: asking for what changed since.
     Open { version: String },
     /// Following.
-    Follow {
-        version: String,
-        lines: Lines,
-        since: Instant,
-        heard: bool,
-    },
+    Follow { version: String, lines: Lines, since: Instant, heard: bool },
 }
 
 impl State {
     fn list() -> Self {
-        Self::List {
-            token: None,
-            seen: Seen::default(),
-        }
+        Self::List { token: None, seen: Seen::default() }
     }
 }
 
@@ -53,14 +45,7 @@ const STALLS: u32 = 2;
 impl Watch {
     pub(crate) fn new(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) -> Self {
         let backoff = Backoff::new(timing.backoff);
-        Self {
-            api,
-            feed,
-            board,
-            timing,
-            backoff,
-            stalls: 0,
-        }
+        Self { api, feed, board, timing, backoff, stalls: 0 }
     }
 
     pub(crate) async fn run(mut self) {
@@ -74,12 +59,7 @@ impl Watch {
         match state {
             State::List { token, seen } => self.list(token, seen).await,
             State::Open { version } => self.open(version).await,
-            State::Follow {
-                version,
-                lines,
-                since,
-                heard,
-            } => self.follow(version, lines, since, heard).await,
+            State::Follow { version, lines, since, heard } => self.follow(version, lines, since, heard).await,
         }
     }
 
@@ -93,10 +73,7 @@ impl Watch {
         match next {
             Ok(Next::Page(token)) => {
                 self.board.heard(kind);
-                State::List {
-                    token: Some(token),
-                    seen,
-                }
+                State::List { token: Some(token), seen }
             }
             Ok(Next::Complete(version)) => match self.feed.complete(kind, &seen) {
                 Ok(()) => {
@@ -126,24 +103,13 @@ impl Watch {
             Ok(lines) => {
                 self.board.heard(self.api.kind());
                 self.board.set_phase(self.api.kind(), Phase::Watching);
-                State::Follow {
-                    version,
-                    lines,
-                    since: Instant::now(),
-                    heard: false,
-                }
+                State::Follow { version, lines, since: Instant::now(), heard: false }
             }
             Err(failure) => self.lost(&failure, version).await,
         }
     }
 
-    async fn follow(
-        &mut self,
-        mut version: String,
-        mut lines: Lines,
-        since: Instant,
-        heard: bool,
-    ) -> State {
+    async fn follow(&mut self, mut version: String, mut lines: Lines, since: Instant, heard: bool) -> State {
         let kind = self.api.kind();
         match timeout(self.timing.stall, lines.next()).await {
             Ok(Ok(Some(text))) => match self.feed.events(kind, &text, &mut version) {
@@ -151,12 +117,7 @@ impl Watch {
                     self.board.heard(kind);
                     self.backoff.reset();
                     self.stalls = 0;
-                    State::Follow {
-                        version,
-                        lines,
-                        since,
-                        heard: true,
-                    }
+                    State::Follow { version, lines, since, heard: true }
                 }
                 Err(failure) => self.lost(&failure, version).await,
             },
@@ -165,25 +126,12 @@ impl Watch {
                 self.backoff.reset();
                 State::Open { version }
             }
-            Ok(Ok(None)) => {
-                self.lost(
-                    &Failure::Other("the server ended the watch at once".to_owned()),
-                    version,
-                )
-                .await
-            }
+            Ok(Ok(None)) => self.lost(&Failure::Other("the server ended the watch at once".to_owned()), version).await,
             Ok(Err(failure)) => self.lost(&failure, version).await,
             Err(_) => {
                 self.stalls += 1;
-                let silence = format!(
-                    "the watch was silent for {:?}, without even a bookmark",
-                    self.timing.stall
-                );
-                let failure = if self.stalls >= STALLS {
-                    Failure::Gone(silence)
-                } else {
-                    Failure::Other(silence)
-                };
+                let silence = format!("the watch was silent for {:?}, without even a bookmark", self.timing.stall);
+                let failure = if self.stalls >= STALLS { Failure::Gone(silence) } else { Failure::Other(silence) };
                 self.lost(&failure, version).await
             }
         }
@@ -214,19 +162,12 @@ struct Backoff {
 
 impl Backoff {
     fn new((first, longest): (Duration, Duration)) -> Self {
-        Self {
-            first,
-            longest,
-            failures: 0,
-        }
+        Self { first, longest, failures: 0 }
     }
 
     /// Between half of the full wait and all of it, so that the nodes of a cluster do not come back all at once.
     fn next(&mut self) -> Duration {
-        let full = self
-            .first
-            .saturating_mul(2_u32.saturating_pow(self.failures))
-            .min(self.longest);
+        let full = self.first.saturating_mul(2_u32.saturating_pow(self.failures)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         full.mul_f64(0.5 + 0.5 * fastrand::f64())
     }

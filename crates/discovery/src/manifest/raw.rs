@@ -61,10 +61,7 @@ pub(crate) struct RawMeta {
 /// The one label that matters; others may be of any type.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct RawLabels {
-    #[serde(
-        rename = "kubernetes.io/service-name",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "kubernetes.io/service-name", skip_serializing_if = "Option::is_none")]
     pub(crate) service_name: Option<String>,
 }
 

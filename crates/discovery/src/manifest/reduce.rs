@@ -29,35 +29,22 @@ pub(super) fn key(kind: Kind, meta: &RawMeta, context: &mut Context) -> Result<K
         return Err(format!("its metadata.name '{name}' is no DNS name"));
     }
     if kind == Kind::Node {
-        return Ok(Key {
-            kind,
-            name: context.interner.get(name),
-        });
+        return Ok(Key { kind, name: context.interner.get(name) });
     }
     let namespace = namespace(meta);
     if !is_name(namespace) {
-        return Err(format!(
-            "its metadata.namespace '{namespace}' is no DNS name"
-        ));
+        return Err(format!("its metadata.namespace '{namespace}' is no DNS name"));
     }
-    Ok(Key {
-        kind,
-        name: service_key(namespace, name),
-    })
+    Ok(Key { kind, name: service_key(namespace, name) })
 }
 
 fn namespace(meta: &RawMeta) -> &str {
-    meta.namespace
-        .as_deref()
-        .filter(|ns| !ns.is_empty())
-        .unwrap_or(DEFAULT_NAMESPACE)
+    meta.namespace.as_deref().filter(|ns| !ns.is_empty()).unwrap_or(DEFAULT_NAMESPACE)
 }
 
 fn is_name(name: &str) -> bool {
     (1..=253).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
 }
 
 /// The object and what was passed over in it; no object when it means nothing to us.
@@ -80,115 +67,66 @@ pub(super) fn object(
     Ok((object, notes))
 }
 
-fn service(
-    raw: &RawObject,
-    context: &mut Context,
-    notes: &mut Notes,
-) -> Result<ServiceObject, String> {
+fn service(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Result<ServiceObject, String> {
     let spec = raw.spec.as_ref().ok_or("it has no spec")?;
     let ports = spec.ports.as_deref().unwrap_or_default();
     Ok(ServiceObject {
         namespace: context.interner.get(namespace(&raw.metadata)),
         name: Arc::from(raw.metadata.name.as_deref().unwrap_or_default()),
         kind: service_kind(spec, notes)?,
-        ports: ports
-            .iter()
-            .filter_map(|port| tcp_port(port, context))
-            .collect(),
+        ports: ports.iter().filter_map(|port| tcp_port(port, context)).collect(),
     })
 }
 
 fn service_kind(spec: &RawSpec, notes: &mut Notes) -> Result<ServiceKind, String> {
     if spec.kind.as_deref() == Some("ExternalName") {
-        let target = spec
-            .external_name
-            .as_deref()
-            .map(|name| name.trim_end_matches('.'))
-            .unwrap_or_default();
+        let target = spec.external_name.as_deref().map(|name| name.trim_end_matches('.')).unwrap_or_default();
         if target.is_empty() {
             return Err("it is of type ExternalName and has no spec.externalName".to_owned());
         }
-        return Ok(ServiceKind::ExternalName(Arc::from(
-            target.to_ascii_lowercase(),
-        )));
+        return Ok(ServiceKind::ExternalName(Arc::from(target.to_ascii_lowercase())));
     }
     let single = spec.cluster_ip.as_slice();
-    let written = spec
-        .cluster_ips
-        .as_deref()
-        .filter(|ips| !ips.is_empty())
-        .unwrap_or(single);
+    let written = spec.cluster_ips.as_deref().filter(|ips| !ips.is_empty()).unwrap_or(single);
     if written.iter().any(|ip| ip == "None") {
         return Ok(ServiceKind::Headless);
     }
     // Empty: not allocated yet, or written by hand for a folder; its name works all the same.
     let written = written.iter().filter(|ip| !ip.is_empty());
-    Ok(ServiceKind::ClusterIp(addresses(
-        written.map(String::as_str),
-        "spec.clusterIPs",
-        notes,
-    )))
+    Ok(ServiceKind::ClusterIp(addresses(written.map(String::as_str), "spec.clusterIPs", notes)))
 }
 
 /// The port, when it is TCP and has a number. Absent protocol means TCP.
 fn tcp_port(raw: &RawPort, context: &mut Context) -> Option<PortObject> {
-    let protocol = raw
-        .protocol
-        .as_deref()
-        .filter(|protocol| !protocol.is_empty())
-        .unwrap_or("TCP");
+    let protocol = raw.protocol.as_deref().filter(|protocol| !protocol.is_empty()).unwrap_or("TCP");
     let port = raw.port.filter(|port| *port != 0)?;
     (protocol == "TCP").then(|| PortObject {
-        name: context
-            .interner
-            .get(raw.name.as_deref().unwrap_or_default()),
+        name: context.interner.get(raw.name.as_deref().unwrap_or_default()),
         port,
         app_protocol: AppProtocol::parse(raw.app_protocol.as_deref()),
     })
 }
 
-fn slice(
-    raw: &RawObject,
-    key: &Key,
-    context: &mut Context,
-    notes: &mut Notes,
-) -> Option<SliceObject> {
+fn slice(raw: &RawObject, key: &Key, context: &mut Context, notes: &mut Notes) -> Option<SliceObject> {
     // A slice without the label belongs to no Service but to whoever made it.
-    let service = raw
-        .metadata
-        .labels
-        .as_ref()?
-        .service_name
-        .as_deref()
-        .filter(|name| !name.is_empty())?;
+    let service = raw.metadata.labels.as_ref()?.service_name.as_deref().filter(|name| !name.is_empty())?;
     let ipv6 = match raw.address_type.as_deref() {
         Some("IPv4") => false,
         Some("IPv6") => true,
         other => {
-            notes.push(format!(
-                "its addressType is {}: only IPv4 and IPv6 slices are used",
-                other.unwrap_or("missing")
-            ));
+            notes
+                .push(format!("its addressType is {}: only IPv4 and IPv6 slices are used", other.unwrap_or("missing")));
             return None;
         }
     };
     let namespace = context.interner.get(namespace(&raw.metadata));
     let endpoints = raw.endpoints.as_deref().unwrap_or_default();
     let ports = raw.ports.as_deref().unwrap_or_default();
-    debug_assert!(
-        key.name.starts_with(&*namespace),
-        "the key was made from the same metadata"
-    );
+    debug_assert!(key.name.starts_with(&*namespace), "the key was made from the same metadata");
     Some(SliceObject {
         service: context.interner.get(&service_key(&namespace, service)),
-        ports: ports
-            .iter()
-            .filter_map(|port| tcp_port(port, context))
-            .collect(),
-        endpoints: endpoints
-            .iter()
-            .filter_map(|e| endpoint(e, ipv6, &namespace, context, notes))
-            .collect(),
+        ports: ports.iter().filter_map(|port| tcp_port(port, context)).collect(),
+        endpoints: endpoints.iter().filter_map(|e| endpoint(e, ipv6, &namespace, context, notes)).collect(),
     })
 }
 
@@ -200,11 +138,7 @@ fn endpoint(
     notes: &mut Notes,
 ) -> Option<EndpointObject> {
     // "No semantics are defined for additional addresses beyond the first, and kube-proxy does not look at them."
-    let Some(written) = raw
-        .addresses
-        .as_ref()
-        .and_then(|addresses| addresses.first())
-    else {
+    let Some(written) = raw.addresses.as_ref().and_then(|addresses| addresses.first()) else {
         notes.push("an endpoint without an address is passed over".to_owned());
         return None;
     };
@@ -212,36 +146,23 @@ fn endpoint(
         Ok(ip) if ip.is_ipv6() == ipv6 => ip,
         _ => {
             let family = if ipv6 { "IPv6" } else { "IPv4" };
-            notes.push(format!(
-                "the endpoint '{written}' is passed over: it is no {family} address"
-            ));
+            notes.push(format!("the endpoint '{written}' is passed over: it is no {family} address"));
             return None;
         }
     };
-    let pod = raw
-        .target_ref
-        .as_ref()
-        .filter(|target| target.kind.as_deref() == Some("Pod"))
-        .and_then(|target| {
-            Some(PodRef {
-                namespace: context
-                    .interner
-                    .some(target.namespace.as_deref())
-                    .unwrap_or_else(|| Arc::clone(namespace)),
-                name: Arc::from(target.name.as_deref().filter(|name| !name.is_empty())?),
-                uid: Arc::from(target.uid.as_deref().unwrap_or_default()),
-            })
-        });
+    let pod = raw.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| {
+        Some(PodRef {
+            namespace: context.interner.some(target.namespace.as_deref()).unwrap_or_else(|| Arc::clone(namespace)),
+            name: Arc::from(target.name.as_deref().filter(|name| !name.is_empty())?),
+            uid: Arc::from(target.uid.as_deref().unwrap_or_default()),
+        })
+    });
     Some(EndpointObject {
         ip,
         state: state(raw.conditions.unwrap_or_default()),
         node: context.interner.some(raw.node_name.as_deref()),
         zone: context.interner.some(raw.zone.as_deref()),
-        hostname: raw
-            .hostname
-            .as_deref()
-            .filter(|name| !name.is_empty())
-            .map(Arc::from),
+        hostname: raw.hostname.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
         pod,
     })
 }
@@ -261,15 +182,9 @@ fn state(conditions: RawConditions) -> EndpointState {
 fn pod(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Option<Pod> {
     let spec = raw.spec.as_ref()?;
     let status = raw.status.as_ref();
-    let node = spec
-        .node_name
-        .as_deref()
-        .filter(|node| **node == *context.node_name)?;
+    let node = spec.node_name.as_deref().filter(|node| **node == *context.node_name)?;
     // A finished pod keeps its address in its status although another pod may have it by now.
-    if matches!(
-        status.and_then(|s| s.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    ) {
+    if matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")) {
         return None;
     }
     let name = raw.metadata.name.as_deref().unwrap_or_default();
@@ -279,24 +194,15 @@ fn pod(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Option<Pod>
         Some(uid) => Arc::from(uid),
         None => service_key(&namespace, name),
     };
-    let many = status
-        .and_then(|s| s.pod_ips.as_deref())
-        .unwrap_or_default();
+    let many = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default();
     let mut written: SmallVec<[&str; 2]> = many.iter().filter_map(|ip| ip.ip.as_deref()).collect();
     if written.is_empty() {
         written.extend(status.and_then(|s| s.pod_ip.as_deref()));
     }
     let written = written.into_iter().filter(|ip| !ip.is_empty());
-    let service_account = spec
-        .service_account_name
-        .as_deref()
-        .filter(|name| !name.is_empty());
+    let service_account = spec.service_account_name.as_deref().filter(|name| !name.is_empty());
     Some(Pod {
-        id: PodRef {
-            namespace,
-            name: Arc::from(name),
-            uid,
-        },
+        id: PodRef { namespace, name: Arc::from(name), uid },
         // The API server's admission fills it in; the same default as there.
         service_account: context.interner.get(service_account.unwrap_or("default")),
         node: context.interner.get(node),
@@ -306,18 +212,11 @@ fn pod(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Option<Pod>
 }
 
 fn node(raw: &RawObject, key: &Key, notes: &mut Notes) -> Node {
-    let listed = raw
-        .status
-        .as_ref()
-        .and_then(|s| s.addresses.as_deref())
-        .unwrap_or_default();
+    let listed = raw.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
     let mut own: SmallVec<[IpAddr; 2]> = SmallVec::new();
     // Internal ones first: the first is the one that links use.
     for kind in ["InternalIP", "ExternalIP"] {
-        let written = listed
-            .iter()
-            .filter(|a| a.kind.as_deref() == Some(kind))
-            .filter_map(|a| a.address.as_deref());
+        let written = listed.iter().filter(|a| a.kind.as_deref() == Some(kind)).filter_map(|a| a.address.as_deref());
         for ip in addresses(written, "status.addresses", notes) {
             if !own.contains(&ip) {
                 own.push(ip);
@@ -326,39 +225,24 @@ fn node(raw: &RawObject, key: &Key, notes: &mut Notes) -> Node {
     }
     let spec = raw.spec.as_ref();
     let single = spec.map(|s| s.pod_cidr.as_slice()).unwrap_or_default();
-    let many = spec
-        .and_then(|s| s.pod_cidrs.as_deref())
-        .filter(|cidrs| !cidrs.is_empty())
-        .unwrap_or(single);
+    let many = spec.and_then(|s| s.pod_cidrs.as_deref()).filter(|cidrs| !cidrs.is_empty()).unwrap_or(single);
     let mut pod_cidrs: SmallVec<[IpNet; 2]> = SmallVec::new();
     for written in many.iter().filter(|cidr| !cidr.is_empty()) {
         match written.parse::<IpNet>() {
             Ok(cidr) => pod_cidrs.push(cidr.trunc()),
-            Err(_) => notes.push(format!(
-                "the podCIDR '{written}' is passed over: it is no network"
-            )),
+            Err(_) => notes.push(format!("the podCIDR '{written}' is passed over: it is no network")),
         }
     }
-    Node {
-        name: Arc::clone(&key.name),
-        addresses: own,
-        pod_cidrs,
-    }
+    Node { name: Arc::clone(&key.name), addresses: own, pod_cidrs }
 }
 
-fn addresses<'a>(
-    written: impl IntoIterator<Item = &'a str>,
-    field: &str,
-    notes: &mut Notes,
-) -> SmallVec<[IpAddr; 2]> {
+fn addresses<'a>(written: impl IntoIterator<Item = &'a str>, field: &str, notes: &mut Notes) -> SmallVec<[IpAddr; 2]> {
     let mut ips: SmallVec<[IpAddr; 2]> = SmallVec::new();
     for text in written {
         match text.parse::<IpAddr>() {
             Ok(ip) if ips.contains(&ip) => {}
             Ok(ip) => ips.push(ip),
-            Err(_) => notes.push(format!(
-                "'{text}' in {field} is passed over: it is no address"
-            )),
+            Err(_) => notes.push(format!("'{text}' in {field} is passed over: it is no address")),
         }
     }
     ips

@@ -37,16 +37,10 @@ pub(crate) fn yaml(text: &str) -> Vec<Document<'_>> {
 }
 
 fn is_marker(line: &str, marker: &str) -> bool {
-    line.strip_prefix(marker)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+    line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
 }
 
-fn push<'a>(
-    documents: &mut Vec<Document<'a>>,
-    text: &'a str,
-    range: std::ops::Range<usize>,
-    line: usize,
-) {
+fn push<'a>(documents: &mut Vec<Document<'a>>, text: &'a str, range: std::ops::Range<usize>, line: usize) {
     let text = text.get(range).unwrap_or_default();
     let content = text.lines().any(|line| {
         let line = line.trim();
@@ -68,11 +62,7 @@ pub(crate) fn json(text: &str) -> (Vec<Document<'_>>, Option<String>) {
         items: Option<Vec<&'a RawValue>>,
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut lines = Lines {
-        text,
-        at: 0,
-        line: 1,
-    };
+    let mut lines = Lines { text, at: 0, line: 1 };
     let mut documents = Vec::new();
     for value in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
         let value = match value {
@@ -81,19 +71,10 @@ pub(crate) fn json(text: &str) -> (Vec<Document<'_>>, Option<String>) {
         };
         match serde_json::from_str::<Shell<'_>>(value) {
             // Only `List` itself: the items of a typed list do not carry their kind.
-            Ok(Shell {
-                kind: Some(kind),
-                items: Some(items),
-            }) if kind == "List" => {
-                documents.extend(items.iter().map(|item| Document {
-                    text: item.get(),
-                    line: lines.of(item.get()),
-                }));
+            Ok(Shell { kind: Some(kind), items: Some(items) }) if kind == "List" => {
+                documents.extend(items.iter().map(|item| Document { text: item.get(), line: lines.of(item.get()) }));
             }
-            _ => documents.push(Document {
-                text: value,
-                line: lines.of(value),
-            }),
+            _ => documents.push(Document { text: value, line: lines.of(value) }),
         }
     }
     (documents, None)
@@ -132,19 +113,10 @@ mod tests {
             ("a: 1", vec![("a: 1", 1)]),
             ("a: 1\n---\nb: 2\n", vec![("a: 1", 1), ("b: 2", 2)]),
             ("---\na: 1\n---\nb: 2", vec![("a: 1", 1), ("b: 2", 3)]),
-            (
-                "%YAML 1.2\n---\na: 1\n...\n# end\n---\nb: 2\n",
-                vec![("a: 1", 2), ("b: 2", 6)],
-            ),
-            (
-                "--- {a: 1}\n--- # why\nb: 2\n",
-                vec![("{a: 1}", 1), ("# why\nb: 2", 2)],
-            ),
+            ("%YAML 1.2\n---\na: 1\n...\n# end\n---\nb: 2\n", vec![("a: 1", 2), ("b: 2", 6)]),
+            ("--- {a: 1}\n--- # why\nb: 2\n", vec![("{a: 1}", 1), ("# why\nb: 2", 2)]),
             ("a: 1\r\n---\r\nb: 2\r\n", vec![("a: 1", 1), ("b: 2", 2)]),
-            (
-                "a: |\n  ---\n  text\n----\n",
-                vec![("a: |\n  ---\n  text\n----", 1)],
-            ),
+            ("a: |\n  ---\n  text\n----\n", vec![("a: |\n  ---\n  text\n----", 1)]),
             ("\u{feff}---\na: 1\n", vec![("a: 1", 1)]),
             ("---", vec![]),
         ] {
@@ -154,17 +126,9 @@ mod tests {
 
     #[test]
     fn json_files_hold_values_in_a_row_and_lists_of_items() {
-        let (documents, error) = json(
-            "{\"kind\":\"Service\"}\n\n{\"kind\":\"List\",\n\"items\":[\n{\"a\":1},\n{\"b\":2}]}\n{\"c\"",
-        );
-        assert_eq!(
-            texts(&documents),
-            vec![
-                ("{\"kind\":\"Service\"}", 1),
-                ("{\"a\":1}", 5),
-                ("{\"b\":2}", 6)
-            ]
-        );
+        let (documents, error) =
+            json("{\"kind\":\"Service\"}\n\n{\"kind\":\"List\",\n\"items\":[\n{\"a\":1},\n{\"b\":2}]}\n{\"c\"");
+        assert_eq!(texts(&documents), vec![("{\"kind\":\"Service\"}", 1), ("{\"a\":1}", 5), ("{\"b\":2}", 6)]);
         assert!(error.unwrap().contains("EOF"), "what follows is no JSON");
         assert_eq!(json(" \n").0, vec![]);
         assert!(json(" \n").1.is_none());

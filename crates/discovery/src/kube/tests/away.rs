@@ -6,14 +6,9 @@ use super::*;
 async fn a_minute_without_the_server_costs_nothing_but_news() {
     let (script, asked) = scripted();
     let events = script.stream(Kind::EndpointSlice);
-    let timing = Timing {
-        grace: Duration::from_secs(3),
-        ..Timing::default()
-    };
+    let timing = Timing { grace: Duration::from_secs(3), ..Timing::default() };
     let mut under = Under::start(&script.client(), asked, timing);
-    under
-        .until("the list", |d| d.complete && ips(d, "web") == ["10.1.0.1"])
-        .await;
+    under.until("the list", |d| d.complete && ips(d, "web") == ["10.1.0.1"]).await;
     events.bookmark("15");
     let version = under.handle.load().version;
 
@@ -22,41 +17,18 @@ async fn a_minute_without_the_server_costs_nothing_but_news() {
     let left = tokio::time::Instant::now();
     let mut tries = Vec::new();
     while left.elapsed() < Duration::from_secs(60) {
-        let asked = tokio::time::timeout(
-            Duration::from_secs(60),
-            under.asked(Kind::EndpointSlice, true),
-        )
-        .await;
+        let asked = tokio::time::timeout(Duration::from_secs(60), under.asked(Kind::EndpointSlice, true)).await;
         tries.extend(asked.map(|asked| asked.query("resourceVersion").map(str::to_owned)));
-        assert_eq!(
-            ips(&under.handle.load(), "web"),
-            ["10.1.0.1"],
-            "the last good view is served"
-        );
+        assert_eq!(ips(&under.handle.load(), "web"), ["10.1.0.1"], "the last good view is served");
         assert!(under.handle.load().complete);
     }
     // 0.25 s doubled up to 30 s: eight or so in a minute, never a storm. The first is from before.
     assert!((5..=14).contains(&tries.len()), "{}", tries.len());
-    assert!(
-        tries[1..]
-            .iter()
-            .all(|version| version.as_deref() == Some("15")),
-        "{tries:?}"
-    );
-    assert_eq!(
-        under.handle.load().version,
-        version,
-        "nothing was published meanwhile"
-    );
+    assert!(tries[1..].iter().all(|version| version.as_deref() == Some("15")), "{tries:?}");
+    assert_eq!(under.handle.load().version, version, "nothing was published meanwhile");
     let status = under.board.status();
     let watch = &status.watches[Kind::EndpointSlice.index()];
-    assert!(
-        watch
-            .last_error
-            .as_deref()
-            .is_some_and(|e| e.contains("refused")),
-        "{watch:?}"
-    );
+    assert!(watch.last_error.as_deref().is_some_and(|e| e.contains("refused")), "{watch:?}");
     assert!(watch.age.unwrap() >= Duration::from_secs(59), "{watch:?}");
 
     let events = script.stream(Kind::EndpointSlice);
@@ -76,9 +48,7 @@ async fn a_server_that_restarts_is_found_again() {
     server.go_away().await;
     under
         .status("failures", |s| {
-            s.watches
-                .iter()
-                .all(|watch| watch.phase == Phase::Waiting && watch.last_error.is_some())
+            s.watches.iter().all(|watch| watch.phase == Phase::Waiting && watch.last_error.is_some())
         })
         .await;
     assert_eq!(ips(&under.handle.load(), "web"), ["10.1.0.1"]);
@@ -92,22 +62,12 @@ async fn a_server_that_restarts_is_found_again() {
 async fn a_warm_start_serves_the_snapshot_until_the_api_lists() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot.json");
-    let timing = Timing {
-        snapshot: Duration::from_millis(5),
-        grace: Duration::from_millis(1),
-        ..quick()
-    };
+    let timing = Timing { snapshot: Duration::from_millis(5), grace: Duration::from_millis(1), ..quick() };
 
     // The first run writes it.
     let (script, asked) = Script::new();
     script.list(Kind::Service, one([service("web"), service("old")]));
-    script.list(
-        Kind::EndpointSlice,
-        one([
-            slice("web", "9", &["10.1.0.1"]),
-            slice("old", "9", &["10.1.0.9"]),
-        ]),
-    );
+    script.list(Kind::EndpointSlice, one([slice("web", "9", &["10.1.0.1"]), slice("old", "9", &["10.1.0.9"])]));
     let server = Server::start(&script).await;
     let mut under = Under::warm(&server.client(), asked, timing, Some(path.clone()));
     under.until("the list", |d| d.complete).await;
@@ -122,86 +82,32 @@ async fn a_warm_start_serves_the_snapshot_until_the_api_lists() {
         script.list(kind, Answer::Silence);
     }
     script.list(Kind::Service, one([service("web")]));
-    script.list(
-        Kind::EndpointSlice,
-        one([slice("web", "9", &["10.1.0.1", "10.1.0.2"])]),
-    );
+    script.list(Kind::EndpointSlice, one([slice("web", "9", &["10.1.0.1", "10.1.0.2"])]));
     let server = Server::start(&script).await;
-    let timing = Timing {
-        page: Duration::from_millis(500),
-        ..timing
-    };
+    let timing = Timing { page: Duration::from_millis(500), ..timing };
     let mut under = Under::warm(&server.client(), asked, timing, Some(path.clone()));
-    under
-        .until("the snapshot", |d| {
-            d.complete && ips(d, "web") == ["10.1.0.1"] && ips(d, "old").len() == 1
-        })
-        .await;
+    under.until("the snapshot", |d| d.complete && ips(d, "web") == ["10.1.0.1"] && ips(d, "old").len() == 1).await;
     let status = under.board.status();
-    assert!(
-        status
-            .watches
-            .iter()
-            .all(|watch| watch.from_snapshot.is_some() && watch.lists == 0),
-        "{status:?}"
-    );
-    under.handle.load().service("shop/web").unwrap().ports[0]
-        .endpoints
-        .all()[0]
-        .stats
-        .begin();
-    under
-        .until("the difference", |d| {
-            d.service("shop/old").is_none() && ips(d, "web").len() == 2
-        })
-        .await;
+    assert!(status.watches.iter().all(|watch| watch.from_snapshot.is_some() && watch.lists == 0), "{status:?}");
+    under.handle.load().service("shop/web").unwrap().ports[0].endpoints.all()[0].stats.begin();
+    under.until("the difference", |d| d.service("shop/old").is_none() && ips(d, "web").len() == 2).await;
     let directory = under.handle.load_full();
-    assert_eq!(
-        directory.service("shop/web").unwrap().ports[0]
-            .endpoints
-            .all()[0]
-            .stats
-            .in_flight(),
-        1
-    );
-    under
-        .status("no snapshot", |s| {
-            s.watches.iter().all(|watch| watch.from_snapshot.is_none())
-        })
-        .await;
+    assert_eq!(directory.service("shop/web").unwrap().ports[0].endpoints.all()[0].stats.in_flight(), 1);
+    under.status("no snapshot", |s| s.watches.iter().all(|watch| watch.from_snapshot.is_none())).await;
 }
 
 #[tokio::test]
 async fn a_broken_snapshot_is_no_obstacle() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot.json");
-    for text in [
-        "",
-        "half of a",
-        "{\"written\":1}\n{\"kind\":\"List\",\"items\":[{\"a\":1",
-        "{\"written\":1}\n[]",
-    ] {
+    for text in ["", "half of a", "{\"written\":1}\n{\"kind\":\"List\",\"items\":[{\"a\":1", "{\"written\":1}\n[]"] {
         std::fs::write(&path, text).unwrap();
         let (script, asked) = scripted();
         script.list(Kind::Node, Answer::Silence);
         let server = Server::start(&script).await;
-        let timing = Timing {
-            grace: Duration::from_millis(1),
-            page: Duration::from_millis(50),
-            ..quick()
-        };
+        let timing = Timing { grace: Duration::from_millis(1), page: Duration::from_millis(50), ..quick() };
         let mut under = Under::warm(&server.client(), asked, timing, Some(path.clone()));
-        under
-            .until("the list", |d| d.complete && ips(d, "web") == ["10.1.0.1"])
-            .await;
-        assert!(
-            under
-                .board
-                .status()
-                .watches
-                .iter()
-                .all(|watch| watch.from_snapshot.is_none()),
-            "{text:?}"
-        );
+        under.until("the list", |d| d.complete && ips(d, "web") == ["10.1.0.1"]).await;
+        assert!(under.board.status().watches.iter().all(|watch| watch.from_snapshot.is_none()), "{text:?}");
     }
 }

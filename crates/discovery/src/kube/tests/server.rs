@@ -65,34 +65,17 @@ type AnyBody = UnsyncBoxBody<Bytes, io::Error>;
 impl Script {
     pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Asked>) {
         let (asked, log) = mpsc::unbounded_channel();
-        (
-            Arc::new(Self {
-                answers: Mutex::default(),
-                asked,
-                away: Mutex::new(false),
-            }),
-            log,
-        )
+        (Arc::new(Self { answers: Mutex::default(), asked, away: Mutex::new(false) }), log)
     }
 
     /// The next list of `kind` is answered so (after those that are already scripted).
     pub(super) fn list(&self, kind: Kind, answer: Answer) {
-        self.answers
-            .lock()
-            .unwrap()
-            .entry((kind, false))
-            .or_default()
-            .push_back(answer);
+        self.answers.lock().unwrap().entry((kind, false)).or_default().push_back(answer);
     }
 
     /// The next watch of `kind` is answered so.
     pub(super) fn watch(&self, kind: Kind, answer: Answer) {
-        self.answers
-            .lock()
-            .unwrap()
-            .entry((kind, true))
-            .or_default()
-            .push_back(answer);
+        self.answers.lock().unwrap().entry((kind, true)).or_default().push_back(answer);
     }
 
     /// The next watch of `kind` is a stream that the test sends.
@@ -121,14 +104,9 @@ impl Script {
             "/api/v1/nodes" => Kind::Node,
             other => panic!("nobody may ask for {other}"),
         };
-        let pairs = uri
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter_map(|pair| pair.split_once('='));
-        let query: HashMap<String, String> = pairs
-            .map(|(name, value)| (name.to_owned(), value.replace("%3D", "=")))
-            .collect();
+        let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        let query: HashMap<String, String> =
+            pairs.map(|(name, value)| (name.to_owned(), value.replace("%3D", "="))).collect();
         let watch = query.get("watch").is_some_and(|watch| watch == "true");
         // The test may have ended by now.
         let _ = self.asked.send(Asked { kind, watch, query });
@@ -136,11 +114,7 @@ impl Script {
         let scripted = if away {
             Some(Answer::Refused)
         } else {
-            self.answers
-                .lock()
-                .unwrap()
-                .get_mut(&(kind, watch))
-                .and_then(VecDeque::pop_front)
+            self.answers.lock().unwrap().get_mut(&(kind, watch)).and_then(VecDeque::pop_front)
         };
         let (status, body) = match scripted {
             None if watch => return std::future::pending().await,
@@ -167,15 +141,11 @@ impl Script {
 }
 
 fn whole(text: String) -> AnyBody {
-    Full::new(Bytes::from(text))
-        .map_err(|never| match never {})
-        .boxed_unsync()
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn list(items: &[String], version: &str, token: Option<&str>) -> String {
-    let token = token
-        .map(|token| format!(r#","continue":"{token}""#))
-        .unwrap_or_default();
+    let token = token.map(|token| format!(r#","continue":"{token}""#)).unwrap_or_default();
     format!(
         r#"{{"kind":"SomeList","metadata":{{"resourceVersion":"{version}"{token}}},"items":[{}]}}"#,
         items.join(",")
@@ -197,23 +167,16 @@ impl Events {
     }
 
     pub(super) fn bookmark(&self, version: &str) {
-        self.send(
-            "BOOKMARK",
-            &format!(r#"{{"kind":"Service","metadata":{{"resourceVersion":"{version}"}}}}"#),
-        );
+        self.send("BOOKMARK", &format!(r#"{{"kind":"Service","metadata":{{"resourceVersion":"{version}"}}}}"#));
     }
 
     pub(super) fn raw(&self, text: &str) {
-        self.0
-            .send(Ok(Bytes::copy_from_slice(text.as_bytes())))
-            .unwrap();
+        self.0.send(Ok(Bytes::copy_from_slice(text.as_bytes()))).unwrap();
     }
 
     /// The connection breaks.
     pub(super) fn cut(self) {
-        self.0
-            .send(Err(io::ErrorKind::ConnectionReset.into()))
-            .unwrap();
+        self.0.send(Err(io::ErrorKind::ConnectionReset.into())).unwrap();
     }
 
     /// Whether the client has gone away from this watch.
@@ -228,13 +191,8 @@ impl Body for Sent {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
     }
 }
 
@@ -247,11 +205,8 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn start(script: &Arc<Script>) -> Self {
-        let mut server = Self {
-            script: Arc::clone(script),
-            address: ([127, 0, 0, 1], 0).into(),
-            running: JoinSet::new(),
-        };
+        let mut server =
+            Self { script: Arc::clone(script), address: ([127, 0, 0, 1], 0).into(), running: JoinSet::new() };
         server.come_back().await;
         server
     }
@@ -267,11 +222,10 @@ impl Server {
                 let (stream, _) = listener.accept().await.unwrap();
                 let script = Arc::clone(&script);
                 connections.spawn(async move {
-                    let service =
-                        hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
-                            let script = Arc::clone(&script);
-                            async move { script.answer(request.uri()).await }
-                        });
+                    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+                        let script = Arc::clone(&script);
+                        async move { script.answer(request.uri()).await }
+                    });
                     // A cut connection is what some tests want.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -303,9 +257,7 @@ pub(super) async fn until(changes: &mut watch::Receiver<u64>, what: &str, done: 
     };
     // Only a limit to a test that fails; with paused time an hour passes at once.
     assert!(
-        tokio::time::timeout(std::time::Duration::from_secs(3600), waiting)
-            .await
-            .is_ok(),
+        tokio::time::timeout(std::time::Duration::from_secs(3600), waiting).await.is_ok(),
         "waited in vain: {what}"
     );
 }
