@@ -36,6 +36,7 @@ class Settings:
     subjects: list
     all_cases: bool
     profile: bool
+    nice: int
 
 
 class BadSettings(Exception):
@@ -45,10 +46,10 @@ class BadSettings(Exception):
 def settings(env, known):
     """The environment as Settings; BadSettings names the variable."""
 
-    def number(name, default, least):
+    def number(name, default, least, most=3600):
         text = env.get(name) or str(default)
-        if not text.isdigit() or int(text) < least:
-            raise BadSettings(f"{name}={text}: want a whole number of at least {least}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise BadSettings(f"{name}={text}: want a whole number from {least} to {most}")
         return int(text)
 
     def names(name, choices):
@@ -60,7 +61,8 @@ def settings(env, known):
 
     return Settings(number("BENCH_ROUNDS", 5, 1), number("BENCH_SECONDS", 5, 1), number("BENCH_WARMUP", 1, 1),
                     names("BENCH_CASES", subjects.CASES), names("BENCH_SUBJECTS", known),
-                    bool(env.get("BENCH_SUBJECTS")), env.get("BENCH_PROFILE", "") not in ("", "0"))
+                    bool(env.get("BENCH_SUBJECTS")), env.get("BENCH_PROFILE", "") not in ("", "0"),
+                    number("BENCH_NICE", 0, 0, 20))
 
 
 def plan(chosen, known):
@@ -194,6 +196,12 @@ def main():
         print("bench: needs two CPUs, one for the proxies and one for the load", file=sys.stderr)
         return 1
     OUT.mkdir(parents=True, exist_ok=True)
+    if chosen.nice:
+        try:
+            machine.prefer(chosen.nice)
+        except OSError as error:
+            print(f"bench: BENCH_NICE={chosen.nice}: {error.strerror} (it needs root)", file=sys.stderr)
+            return 1
     # The driver sleeps during a run, and on the load generator's CPU.
     os.sched_setaffinity(0, {machine.LOAD_CPU})
     about = machine.facts()

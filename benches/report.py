@@ -67,7 +67,7 @@ def summarise(chosen, known, results, failed, about):
                      for rounds in by_subject.values() for one in rounds)
     summary = {
         "machine": about,
-        "settings": {"rounds": chosen.rounds, "seconds": chosen.seconds, "warmup_seconds": chosen.warmup,
+        "settings": {"rounds": chosen.rounds, "seconds": chosen.seconds, "warmup_seconds": chosen.warmup, "nice": -chosen.nice,
                      "proxy_cpu": machine.PROXY_CPU, "load_cpu": machine.LOAD_CPU},
         "titles": {name: known[name].title for name in chosen.subjects},
         "not_run": failed,

@@ -81,7 +81,7 @@ class Plan(unittest.TestCase):
                          ["haproxy", "nginx", "envoy", "nginx", "envoy", "haproxy", "envoy", "haproxy", "nginx"])
 
     def test_bad_settings_name_the_variable(self):
-        for env in ({"BENCH_ROUNDS": "0"}, {"BENCH_SECONDS": "x"}, {"BENCH_CASES": "h3"}, {"BENCH_SUBJECTS": "squid"}):
+        for env in ({"BENCH_ROUNDS": "0"}, {"BENCH_SECONDS": "x"}, {"BENCH_NICE": "21"}, {"BENCH_CASES": "h3"}, {"BENCH_SUBJECTS": "squid"}):
             with self.subTest(env), self.assertRaisesRegex(bench.BadSettings, next(iter(env))):
                 bench.settings(env, self.known)
 
