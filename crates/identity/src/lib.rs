@@ -53,7 +53,10 @@ impl LinkTransport for Plain {
             let node = node_of(remote.ip().to_canonical(), directory).ok_or_else(|| {
                 io::Error::new(
                     io::ErrorKind::PermissionDenied,
-                    format!("{} is no node's address and no peer's: only proxies of this cluster may link", remote.ip()),
+                    format!(
+                        "{} is no node's address and no peer's: only proxies of this cluster may link",
+                        remote.ip()
+                    ),
                 )
             })?;
             stream.set_nodelay(true)?;
@@ -64,8 +67,10 @@ impl LinkTransport for Plain {
 
 /// The node that an address belongs to: a Node object's address or, where Nodes are not known, a peer's link address.
 fn node_of(ip: IpAddr, directory: &Directory) -> Option<std::sync::Arc<str>> {
-    directory
-        .node_by_ip(ip)
-        .map(|node| std::sync::Arc::clone(&node.name))
-        .or_else(|| directory.peers().find(|peer| peer.address.ip() == ip).map(|peer| std::sync::Arc::clone(&peer.node)))
+    directory.node_by_ip(ip).map(|node| std::sync::Arc::clone(&node.name)).or_else(|| {
+        directory.peers().find(|peer| peer.address.ip() == ip).map(|peer| std::sync::Arc::clone(&peer.node))
+    })
 }
+
+#[cfg(test)]
+mod tests;

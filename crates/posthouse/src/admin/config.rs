@@ -1,0 +1,95 @@
+//! `/config`: what this proxy was told, and what it makes of it: version, effective flags, the state of each watch, and
+//! the manifests that were skipped.
+
+use http::{Response, StatusCode};
+use posthouse_discovery::Status;
+use posthouse_proxy::MissingPeer;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Admin, json as answer};
+use crate::args::{Config, LogFormat, VERSION};
+use crate::server::Body;
+
+#[derive(Serialize)]
+struct View {
+    version: &'static str,
+    uptime_seconds: u64,
+    ready: bool,
+    /// What the proxy waits for, when it is not ready.
+    pending: Vec<&'static str>,
+    /// Keyed by the flags' names.
+    config: Value,
+    directory: Value,
+    discovery: Status,
+}
+
+/// `/config`.
+pub(super) fn show(admin: &Admin) -> Response<Body> {
+    let directory = admin.directory.load();
+    let size = directory.size();
+    let pending = admin.telemetry.pending();
+    let view = View {
+        version: VERSION,
+        uptime_seconds: admin.started.elapsed().map_or(0, |uptime| uptime.as_secs()),
+        ready: pending.is_empty(),
+        pending,
+        config: effective(&admin.config),
+        directory: json!({
+            "version": directory.version,
+            "complete": directory.complete,
+            "services": size.services,
+            "endpoints": size.endpoints,
+            "nodes": size.nodes,
+            "peers": size.peers,
+            "pods": size.pods,
+        }),
+        discovery: (admin.discovery)(),
+    };
+    answer(StatusCode::OK, &view)
+}
+
+/// Each flag as it is in force. There are no secrets among them.
+fn effective(config: &Config) -> Value {
+    let Config {
+        node_name,
+        node_ips,
+        source,
+        namespace,
+        cluster_domain,
+        snapshot,
+        outbound_listen,
+        link_listen,
+        admin_listen,
+        metrics_listen,
+        workers,
+        missing_peer,
+        drain,
+        log,
+        log_format,
+    } = config;
+    json!({
+        "node-name": node_name,
+        "node-ip": node_ips,
+        "source": source.to_string(),
+        "namespace": namespace,
+        "cluster-domain": cluster_domain,
+        "snapshot": snapshot,
+        "outbound-listen": outbound_listen,
+        "link-listen": link_listen,
+        "admin-listen": admin_listen,
+        "metrics-listen": metrics_listen,
+        "workers": workers,
+        "missing-peer": match missing_peer {
+            MissingPeer::Direct => "direct",
+            MissingPeer::Fail => "fail",
+        },
+        "drain": format!("{}ms", drain.as_millis()),
+        "tls": "off",
+        "log": log,
+        "log-format": match log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        },
+    })
+}

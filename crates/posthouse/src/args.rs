@@ -1,0 +1,367 @@
+//! The command line: every flag with its environment variable, default and help, turned into one plain [`Config`].
+//! Nothing else in the process reads the environment. A flag that nobody uses does not compile, because
+//! [`RunArgs::into_config`] takes the struct apart by name.
+//! Never name a variable `POSTHOUSE_PORT*` or `POSTHOUSE_SERVICE_*`: Kubernetes sets those in every pod of a namespace
+//! that has a Service called `posthouse`.
+
+mod message;
+mod values;
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use posthouse_discovery::Source;
+use posthouse_proxy::MissingPeer;
+
+pub(crate) use message::one_line;
+
+/// Where Kubernetes writes a pod's own namespace.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+/// What `posthouse --version` prints after the name.
+pub(crate) const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("POSTHOUSE_BUILD_COMMIT"),
+    ", ",
+    env!("POSTHOUSE_BUILD_PROFILE"),
+    ", ",
+    env!("POSTHOUSE_BUILD_TARGET"),
+    ", rustc ",
+    env!("POSTHOUSE_BUILD_RUSTC"),
+    ")"
+);
+
+/// One proxy on each Kubernetes node makes the cluster a service mesh without sidecars: pods send their requests to it
+/// with HTTP_PROXY, it balances them and carries them to the proxy on the receiver's node.
+#[derive(Debug, Parser)]
+#[command(name = "posthouse", version = VERSION, max_term_width = 110, subcommand_required = true)]
+#[command(disable_help_subcommand = true)]
+#[command(after_help = "Start with 'posthouse run --help'.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the proxy of this node
+    ///
+    /// Every flag can also be set by the environment variable shown with it; the flag wins. Wrong flags or a source that
+    /// cannot be read end the program with one line on stderr and exit code 64. SIGTERM and SIGINT drain and exit 0; a
+    /// second signal ends at once.
+    Run(Box<RunArgs>),
+}
+
+/// The flags of `posthouse run`.
+#[derive(Args, Debug)]
+#[command(
+    max_term_width = 110,
+    after_help = "Example, from a folder of manifests instead of a cluster:\n  \
+    posthouse run --source dir:./manifests --node-name node-a --node-ip 127.0.1.1"
+)]
+pub(crate) struct RunArgs {
+    /// Name of the node this proxy runs on, as Kubernetes has it (spec.nodeName); required
+    ///
+    /// The variable NODE_NAME is used when POSTHOUSE_NODE_NAME is not set.
+    #[arg(long, env = "POSTHOUSE_NODE_NAME", value_name = "NAME", help_heading = "Node")]
+    node_name: Option<String>,
+
+    /// Address of this node (status.hostIP); required. Several, one for each IP family, are separated by commas
+    ///
+    /// Links to other nodes are dialled from the first. The variable NODE_IP is used when POSTHOUSE_NODE_IP is not set.
+    #[arg(long, env = "POSTHOUSE_NODE_IP", value_name = "IP", value_delimiter = ',', help_heading = "Node")]
+    #[arg(value_parser = values::node_ip)]
+    node_ip: Vec<IpAddr>,
+
+    /// Where Services, endpoints, pods and nodes are read from: 'kube' or 'dir:PATH'
+    ///
+    /// 'kube' watches the Kubernetes API (in a pod with its service account, elsewhere with the kubeconfig). 'dir:PATH'
+    /// reads and watches a folder of the same manifests as YAML or JSON files, for development, tests and machines
+    /// outside of a cluster.
+    #[arg(long, env = "POSTHOUSE_SOURCE", value_name = "SOURCE", default_value = "kube", help_heading = "Discovery")]
+    source: Source,
+
+    /// Namespace that holds the Service 'posthouse', by which the proxies find each other
+    ///
+    /// [default: this pod's own namespace; 'posthouse' outside of a pod]
+    #[arg(long, env = "POSTHOUSE_NAMESPACE", value_name = "NAMESPACE", help_heading = "Discovery")]
+    #[arg(value_parser = values::dns_label)]
+    namespace: Option<String>,
+
+    /// DNS suffix of the cluster: 'web.shop.svc.SUFFIX' names the Service web in the namespace shop
+    #[arg(long, env = "POSTHOUSE_CLUSTER_DOMAIN", value_name = "SUFFIX", default_value = "cluster.local")]
+    #[arg(value_parser = values::domain, help_heading = "Discovery")]
+    cluster_domain: String,
+
+    /// File that keeps the last view of the cluster, for a start while the Kubernetes API is away
+    ///
+    /// [default: none, nothing is kept]
+    #[arg(long, env = "POSTHOUSE_SNAPSHOT", value_name = "PATH", help_heading = "Discovery")]
+    snapshot: Option<PathBuf>,
+
+    /// Where this node's pods send their requests (their HTTP_PROXY); repeat or separate by commas
+    ///
+    /// [default: port 4140 of each --node-ip and of the loopback address of the same family]
+    #[arg(long, env = "POSTHOUSE_OUTBOUND_LISTEN", value_name = "IP:PORT", value_delimiter = ',')]
+    #[arg(value_parser = values::listen, help_heading = "Listeners")]
+    outbound_listen: Vec<SocketAddr>,
+
+    /// Where the other nodes' proxies connect
+    ///
+    /// [default: port 4141 of the first --node-ip]
+    #[arg(long, env = "POSTHOUSE_LINK_LISTEN", value_name = "IP:PORT", value_parser = values::listen)]
+    #[arg(help_heading = "Listeners")]
+    link_listen: Option<SocketAddr>,
+
+    /// Where operators see what the proxy knows: /services, /peers, /config. It asks for no password: keep it on loopback
+    #[arg(long, env = "POSTHOUSE_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:9990")]
+    #[arg(value_parser = values::listen, help_heading = "Listeners")]
+    admin_listen: SocketAddr,
+
+    /// Where Prometheus and the kubelet ask: /metrics, /livez, /readyz
+    ///
+    /// [default: port 9991 of the first --node-ip]
+    #[arg(long, env = "POSTHOUSE_METRICS_LISTEN", value_name = "IP:PORT", value_parser = values::listen)]
+    #[arg(help_heading = "Listeners")]
+    metrics_listen: Option<SocketAddr>,
+
+    /// Threads that carry requests, 1 to 1024
+    ///
+    /// [default: the number of cores that the process may use]
+    #[arg(long, env = "POSTHOUSE_WORKERS", value_name = "N", value_parser = values::workers)]
+    #[arg(help_heading = "Requests")]
+    workers: Option<NonZeroUsize>,
+
+    /// What to do with a pod on a node that has no ready proxy: connect to it directly, or fail the request
+    #[arg(long, env = "POSTHOUSE_MISSING_PEER", value_name = "MODE", default_value = "direct")]
+    #[arg(help_heading = "Requests")]
+    missing_peer: MissingPeerMode,
+
+    /// How long requests in flight may go on after SIGTERM, as in 500ms, 30s, 2m
+    #[arg(long, env = "POSTHOUSE_DRAIN", value_name = "DURATION", default_value = "30s")]
+    #[arg(value_parser = values::duration, help_heading = "Requests")]
+    drain: Duration,
+
+    /// How the links between nodes are secured. This version knows only 'off': requests cross in the clear
+    #[arg(long, env = "POSTHOUSE_TLS", value_name = "MODE", default_value = "off", help_heading = "Security")]
+    tls: TlsMode,
+
+    /// What is logged to stderr: error, warn, info, debug or trace, also by module as in 'info,posthouse_proxy=debug'
+    #[arg(long, env = "POSTHOUSE_LOG", value_name = "LEVEL", default_value = "info", help_heading = "Logs")]
+    #[arg(value_parser = values::log_filter)]
+    log: String,
+
+    /// One line of text or one JSON object for each log event
+    #[arg(long, env = "POSTHOUSE_LOG_FORMAT", value_name = "FORMAT", default_value = "text", help_heading = "Logs")]
+    log_format: LogFormat,
+}
+
+/// `--missing-peer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MissingPeerMode {
+    Direct,
+    Fail,
+}
+
+/// `--tls`. The modes that do not work yet are known, so that asking for them gets a better answer than a typing error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TlsMode {
+    Off,
+    #[value(hide = true)]
+    Node,
+    #[value(hide = true)]
+    Service,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the process was told, checked and complete. Made once by [`RunArgs::into_config`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) node_name: String,
+    /// At least one; links are dialled from the first.
+    pub(crate) node_ips: Vec<IpAddr>,
+    pub(crate) source: Source,
+    pub(crate) namespace: String,
+    /// Without dots at its ends.
+    pub(crate) cluster_domain: String,
+    pub(crate) snapshot: Option<PathBuf>,
+    /// At least one.
+    pub(crate) outbound_listen: Vec<SocketAddr>,
+    pub(crate) link_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) metrics_listen: SocketAddr,
+    pub(crate) workers: usize,
+    pub(crate) missing_peer: MissingPeer,
+    pub(crate) drain: Duration,
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+}
+
+impl Config {
+    /// Every address that the process listens on, with the flag that says so.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> + '_ {
+        let outbound = self.outbound_listen.iter().map(|address| ("--outbound-listen", *address));
+        outbound.chain([
+            ("--link-listen", self.link_listen),
+            ("--admin-listen", self.admin_listen),
+            ("--metrics-listen", self.metrics_listen),
+        ])
+    }
+}
+
+/// What surrounds the process and is not on its command line; a value of its own so that tests can make one.
+pub(crate) struct Surroundings {
+    pub(crate) env: fn(&str) -> Option<OsString>,
+    pub(crate) namespace_file: PathBuf,
+    pub(crate) cores: usize,
+}
+
+impl Surroundings {
+    /// The real ones.
+    pub(crate) fn of_process() -> Self {
+        Self {
+            env: |name| std::env::var_os(name),
+            namespace_file: PathBuf::from(NAMESPACE_FILE),
+            cores: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        }
+    }
+
+    /// A variable's text; an empty one counts as not set.
+    fn text(&self, name: &str) -> Option<String> {
+        (self.env)(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+    }
+}
+
+impl RunArgs {
+    /// Fills in what is not given and checks what one flag alone cannot show to be wrong.
+    ///
+    /// # Errors
+    /// One line that says which flag is wrong and what would be right.
+    pub(crate) fn into_config(self, around: &Surroundings) -> Result<Config, String> {
+        let Self {
+            node_name,
+            node_ip,
+            source,
+            namespace,
+            cluster_domain,
+            snapshot,
+            outbound_listen,
+            link_listen,
+            admin_listen,
+            metrics_listen,
+            workers,
+            missing_peer,
+            drain,
+            tls,
+            log,
+            log_format,
+        } = self;
+
+        let node_name = match node_name.or_else(|| around.text("NODE_NAME")) {
+            Some(name) => values::node_name(&name).map_err(|why| format!("--node-name: {why}"))?,
+            None => {
+                return Err(
+                    "--node-name is missing: give this node's name there, in POSTHOUSE_NODE_NAME or in NODE_NAME"
+                        .into(),
+                );
+            }
+        };
+        let node_ips = match (node_ip.is_empty(), around.text("NODE_IP")) {
+            (false, _) => node_ip,
+            (true, Some(text)) => text
+                .split(',')
+                .map(values::node_ip)
+                .collect::<Result<_, _>>()
+                .map_err(|why| format!("NODE_IP: {why}"))?,
+            (true, None) => {
+                return Err(
+                    "--node-ip is missing: give this node's address there, in POSTHOUSE_NODE_IP or in NODE_IP".into()
+                );
+            }
+        };
+        let first_ip = node_ips[0];
+        let namespace = match namespace {
+            Some(namespace) => namespace,
+            None => std::fs::read_to_string(&around.namespace_file)
+                .map(|text| text.trim().to_owned())
+                .ok()
+                .filter(|text| !text.is_empty())
+                .unwrap_or_else(|| "posthouse".to_owned()),
+        };
+        match tls {
+            TlsMode::Off => {}
+            TlsMode::Node | TlsMode::Service => {
+                return Err("--tls: this version secures no links yet, so only 'off' works".into());
+            }
+        }
+        let config = Config {
+            outbound_listen: if outbound_listen.is_empty() { default_outbound(&node_ips) } else { outbound_listen },
+            link_listen: link_listen.unwrap_or(SocketAddr::new(first_ip, 4141)),
+            metrics_listen: metrics_listen.unwrap_or(SocketAddr::new(first_ip, 9991)),
+            admin_listen,
+            workers: workers.map_or(around.cores.max(1), NonZeroUsize::get),
+            missing_peer: match missing_peer {
+                MissingPeerMode::Direct => MissingPeer::Direct,
+                MissingPeerMode::Fail => MissingPeer::Fail,
+            },
+            node_name,
+            node_ips,
+            source,
+            namespace,
+            cluster_domain,
+            snapshot,
+            drain,
+            log,
+            log_format,
+        };
+        check_listeners(&config)?;
+        Ok(config)
+    }
+}
+
+/// Port 4140 of each node address, and of loopback for what runs on the node itself.
+fn default_outbound(node_ips: &[IpAddr]) -> Vec<SocketAddr> {
+    let loopback = |ip: &IpAddr| match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for ip in node_ips.iter().copied().chain(node_ips.iter().map(loopback)) {
+        let address = SocketAddr::new(ip, 4140);
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// Listeners share their ports with a proxy that takes over (SO_REUSEPORT), so the kernel would let two of one process
+/// share an address, too, and hand each half of the connections.
+fn check_listeners(config: &Config) -> Result<(), String> {
+    let mut seen: Vec<(&'static str, SocketAddr)> = Vec::new();
+    for (flag, address) in config.listeners() {
+        let clash = seen.iter().find(|(_, other)| {
+            let same_ip = other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified();
+            address.port() != 0 && other.port() == address.port() && same_ip
+        });
+        if let Some((other_flag, other)) = clash {
+            return Err(format!("{flag} {address}: {other_flag} {other} already takes that port"));
+        }
+        seen.push((flag, address));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! `posthouse run`: what is started in which order, and how it ends.
+//!
+//! Health and admin listeners come first, so that a proxy that waits can be asked why; the data plane's listeners come
+//! last, once the directory is complete: a proxy that knows nothing must not take connections from a predecessor
+//! that shares its ports. At the end readiness goes first and the health listener last.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use posthouse_discovery::{Discovery, Settings, StartError, Status};
+use posthouse_identity::Plain;
+use posthouse_model::DirectoryHandle;
+use posthouse_proxy::{Proxy, Timeouts, Workers};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::Failure;
+use crate::admin::Admin;
+use crate::args::{Config, VERSION};
+use crate::readiness::Readiness;
+use crate::telemetry::{MetricsListener, Recorder, Telemetry};
+use crate::{logging, process, server};
+
+/// Control threads: one for what takes long (a big list to translate), one for the kubelet's probes meanwhile.
+const CONTROL_THREADS: usize = 2;
+/// Tasks of the control runtime that do not end when told are left behind after this.
+const CONTROL_STOP: Duration = Duration::from_secs(1);
+
+/// Runs until a signal ends it.
+pub(crate) fn run(config: Config) -> Result<(), Failure> {
+    let started = SystemTime::now();
+    logging::install(&config.log, config.log_format)?;
+    logging::install_panic_hook();
+    let open_files = process::raise_open_files();
+    tracing::info!(
+        version = VERSION,
+        node = config.node_name,
+        node_ips = ?config.node_ips,
+        source = %config.source,
+        workers = config.workers,
+        open_files_limit = open_files,
+        "starting"
+    );
+    let recorder = Recorder::install()?;
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("the control runtime cannot start")?;
+    let outcome = control.block_on(serve(config, recorder, started));
+    control.shutdown_timeout(CONTROL_STOP);
+    outcome
+}
+
+async fn serve(config: Config, recorder: Recorder, started: SystemTime) -> Result<(), Failure> {
+    let mut signals = Signals::install()?;
+    let readiness = Readiness::default();
+    let loading = readiness
+        .pending("directory: the first complete view is not loaded yet; /config on --admin-listen shows each watch");
+    let binding = readiness.pending("listeners: outbound and link are not bound yet");
+
+    server::check_bind("--link-listen", config.link_listen)?;
+    for address in &config.outbound_listen {
+        server::check_bind("--outbound-listen", *address)?;
+    }
+    let directory = DirectoryHandle::default();
+    let discovery = discover(&config, &directory).await?;
+    let proxy = data_plane(&config, &directory);
+    let control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, started)?;
+
+    let ended = tokio::select! {
+        () = complete(&directory) => None,
+        signal = signals.next() => Some(signal),
+    };
+    if let Some(signal) = ended {
+        tracing::info!(signal, "ended before the directory was complete");
+        control.stop().await;
+        return Ok(());
+    }
+    drop(loading);
+    let workers = Workers::start(&proxy, config.workers, &config.outbound_listen, config.link_listen)
+        .map_err(anyhow::Error::from)?;
+    drop(binding);
+    tracing::info!(
+        outbound = ?workers.outbound_addresses(),
+        link = %workers.link_address(),
+        directory = ?directory.load().size(),
+        "ready"
+    );
+
+    let signal = signals.next().await;
+    let _draining = readiness.pending("draining: the process was told to end");
+    tracing::info!(signal, deadline = ?config.drain, "draining: listeners close, requests in flight may finish");
+    let outcome = tokio::select! {
+        in_time = workers.drain(config.drain) => {
+            if in_time {
+                tracing::info!("ended, every request was finished");
+            } else {
+                tracing::warn!("ended at the deadline, requests in flight were cut off");
+            }
+            Ok(())
+        }
+        _ = signals.next() => Err(Failure::Forced),
+    };
+    control.stop().await;
+    outcome
+}
+
+/// Starts to fill the directory. What only a change of flags or folders can mend is a usage error.
+async fn discover(config: &Config, directory: &DirectoryHandle) -> Result<Arc<Discovery>, Failure> {
+    let settings = Settings {
+        source: config.source.clone(),
+        node_name: Arc::from(config.node_name.as_str()),
+        namespace: Arc::from(config.namespace.as_str()),
+        snapshot: config.snapshot.clone(),
+    };
+    match posthouse_discovery::start(settings, directory.clone()).await {
+        Ok(discovery) => Ok(Arc::new(discovery)),
+        Err(error @ (StartError::Folder { .. } | StartError::Kube(_))) => Err(Failure::Usage(error.to_string())),
+    }
+}
+
+fn data_plane(config: &Config, directory: &DirectoryHandle) -> Arc<Proxy> {
+    let timeouts = Timeouts::default();
+    let transport = Plain::new(config.node_ips[0], timeouts.connect);
+    let settings = posthouse_proxy::Config {
+        node_name: Arc::from(config.node_name.as_str()),
+        node_ips: config.node_ips.clone(),
+        cluster_domain: Arc::from(config.cluster_domain.as_str()),
+        missing_peer: config.missing_peer,
+        own_addresses: config.listeners().map(|(_, address)| address).collect(),
+        timeouts,
+    };
+    Proxy::new(settings, directory.clone(), Arc::new(transport))
+}
+
+/// Returns once every kind of object has been listed.
+async fn complete(directory: &DirectoryHandle) {
+    let mut changes = directory.subscribe();
+    while !directory.load().complete {
+        // The handle that we hold keeps the sender alive.
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What runs beside the data plane: the admin and the metrics listener and the recorder's upkeep.
+struct Control {
+    tasks: JoinSet<()>,
+    stop: watch::Sender<()>,
+}
+
+impl Control {
+    fn start(
+        config: &Config,
+        recorder: Recorder,
+        readiness: &Readiness,
+        directory: &DirectoryHandle,
+        discovery: &Arc<Discovery>,
+        proxy: &Arc<Proxy>,
+        started: SystemTime,
+    ) -> anyhow::Result<Self> {
+        let metrics = server::bind("--metrics-listen", config.metrics_listen)?;
+        let admin = server::bind("--admin-listen", config.admin_listen)?;
+        let status = || -> Box<dyn Fn() -> Status + Send + Sync> {
+            let discovery = Arc::clone(discovery);
+            Box::new(move || discovery.status())
+        };
+        let upkeep = recorder.clone().upkeep();
+        let telemetry = Arc::new(Telemetry::new(recorder, readiness.clone(), directory.clone(), status(), started));
+        let proxy = Arc::clone(proxy);
+        let api = Admin {
+            config: config.clone(),
+            directory: directory.clone(),
+            discovery: status(),
+            links: Box::new(move || proxy.links()),
+            telemetry: Arc::clone(&telemetry),
+            started,
+        };
+        if !config.admin_listen.ip().is_loopback() {
+            tracing::warn!(address = %config.admin_listen, "the admin API is not on a loopback address: whoever reaches it can read what the proxy knows");
+        }
+        tracing::info!(
+            admin = %admin.local_addr()?,
+            metrics = %metrics.local_addr()?,
+            "admin and metrics listen"
+        );
+        let (stop, stopped) = watch::channel(());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(until(stopped.clone(), upkeep));
+        tasks.spawn(server::serve(metrics, Arc::new(MetricsListener(telemetry)), stopped.clone()));
+        tasks.spawn(server::serve(admin, Arc::new(api), stopped));
+        Ok(Self { tasks, stop })
+    }
+
+    /// Ends the tasks; answers that are under way are finished.
+    async fn stop(self) {
+        let Self { mut tasks, stop } = self;
+        drop(stop);
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn until(mut stop: watch::Receiver<()>, task: impl Future<Output = ()>) {
+    tokio::select! {
+        _ = stop.changed() => {}
+        () = task => {}
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> anyhow::Result<Self> {
+        let install = |kind| signal(kind).context("the signal handlers cannot be installed");
+        Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one and names it.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
