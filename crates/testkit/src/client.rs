@@ -48,12 +48,7 @@ impl Connection {
     /// Will connect to `to`, from the address `local` when one is given.
     #[must_use]
     pub fn new(local: Option<IpAddr>, to: SocketAddr, protocol: Protocol) -> Self {
-        Self {
-            local,
-            to,
-            protocol,
-            sender: None,
-        }
+        Self { local, to, protocol, sender: None }
     }
 
     /// Sends `request` as it is (absolute form for a proxy, origin form with Host for a server) and reads the whole
@@ -74,10 +69,7 @@ impl Connection {
             Err(mut refused) => match refused.take_message() {
                 Some(request) if reused => {
                     sender = self.open().await?;
-                    sender
-                        .try_send(request)
-                        .await
-                        .map_err(|error| error.into_error())?
+                    sender.try_send(request).await.map_err(|error| error.into_error())?
                 }
                 _ => return Err(refused.into_error().into()),
             },
@@ -127,11 +119,7 @@ impl Sender {
 /// # Errors
 /// As the socket has it.
 pub async fn connect(local: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(local) = local {
         socket.bind(SocketAddr::new(local, 0))?;
     }
@@ -154,17 +142,12 @@ pub async fn tunnel(mut stream: TcpStream, authority: &str) -> io::Result<TcpStr
         }
         answer.push(stream.read_u8().await?);
     }
-    let status_line = answer
-        .split(|byte| *byte == b'\r')
-        .next()
-        .unwrap_or_default();
+    let status_line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
     if status_line.split(|byte| *byte == b' ').nth(1) == Some(b"200") {
         return Ok(stream);
     }
     let status_line = String::from_utf8_lossy(status_line).into_owned();
-    Err(io::Error::other(format!(
-        "CONNECT {authority}: {status_line}"
-    )))
+    Err(io::Error::other(format!("CONNECT {authority}: {status_line}")))
 }
 
 /// An error with all its causes in one line, as logs and summaries want it.

@@ -48,16 +48,8 @@ struct Counters {
 ///
 /// # Errors
 /// When the listener fails for good.
-pub async fn serve(
-    listener: TcpListener,
-    place: Place,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    let echo = Arc::new(Echo {
-        place,
-        counters: Arc::default(),
-        shutdown: shutdown.clone(),
-    });
+pub async fn serve(listener: TcpListener, place: Place, shutdown: CancellationToken) -> io::Result<()> {
+    let echo = Arc::new(Echo { place, counters: Arc::default(), shutdown: shutdown.clone() });
     server::serve(listener, shutdown, move |request| {
         let echo = Arc::clone(&echo);
         async move { echo.handle(request).await }
@@ -91,9 +83,7 @@ impl Echo {
                 None => refuse("/delay/MS wants at most 600000 milliseconds"),
             },
             ["bytes", count] => match bounded(count, MAX_BYTES) {
-                Some(count) => {
-                    Response::new(body::Made::new(count, Arc::clone(&self.counters)).boxed_unsync())
-                }
+                Some(count) => Response::new(body::Made::new(count, Arc::clone(&self.counters)).boxed_unsync()),
                 None => refuse("/bytes/N wants at most 10 GiB"),
             },
             ["sink"] => self.sink(request).await,
@@ -155,15 +145,10 @@ impl Echo {
         let mut body = request.into_body();
         let mut count = 0_u64;
         while let Some(frame) = body.frame().await {
-            match frame
-                .as_ref()
-                .map(|frame| frame.data_ref().map_or(0, Bytes::len))
-            {
+            match frame.as_ref().map(|frame| frame.data_ref().map_or(0, Bytes::len)) {
                 Ok(len) => {
                     count += len as u64;
-                    self.counters
-                        .bytes_taken
-                        .fetch_add(len as u64, Ordering::Relaxed);
+                    self.counters.bytes_taken.fetch_add(len as u64, Ordering::Relaxed);
                 }
                 Err(error) => {
                     return refuse(&format!("the body broke off after {count} bytes: {error}"));
@@ -179,10 +164,7 @@ impl Echo {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-echo-trailer", HeaderValue::from_static("after the body"));
         // A stream has no known length, so HTTP/1.1 sends it in chunks: only those can have trailers.
-        let frames = [
-            Ok(Frame::data(Bytes::from_static(b"trailers follow\n"))),
-            Ok(Frame::trailers(trailers)),
-        ];
+        let frames = [Ok(Frame::data(Bytes::from_static(b"trailers follow\n"))), Ok(Frame::trailers(trailers))];
         let body = StreamBody::new(stream::iter(frames)).boxed_unsync();
         let mut response = Response::new(body);
         let headers = response.headers_mut();
@@ -218,10 +200,7 @@ impl<'a> InFlight<'a> {
     fn begin(counters: &'a Counters) -> Self {
         counters.requests.fetch_add(1, Ordering::Relaxed);
         counters.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self {
-            counters,
-            finished: false,
-        }
+        Self { counters, finished: false }
     }
 
     fn finish(mut self) {
@@ -239,10 +218,7 @@ impl Drop for InFlight<'_> {
 }
 
 fn final_status(code: u16) -> Option<StatusCode> {
-    (200..600)
-        .contains(&code)
-        .then(|| StatusCode::from_u16(code).ok())
-        .flatten()
+    (200..600).contains(&code).then(|| StatusCode::from_u16(code).ok()).flatten()
 }
 
 fn bounded(text: &str, max: u64) -> Option<u64> {
@@ -256,9 +232,7 @@ fn refuse(why: &str) -> Response<Body> {
 fn json_response(status: StatusCode, value: &Value) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))).boxed_unsync());
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

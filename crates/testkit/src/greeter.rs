@@ -10,11 +10,11 @@ use std::time::Duration;
 use futures_util::{Stream, stream};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::codegen::Service as _;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::Place;
+use crate::{Place, server};
 use proto::greeter_server::{Greeter, GreeterServer};
 use proto::{CountersReply, CountersRequest, HelloReply, HelloRequest};
 
@@ -27,22 +27,12 @@ pub mod proto {
 /// The descriptors of `proto/helloworld.proto`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/helloworld.bin"));
 
-/// How long calls in flight may take after the shutdown began.
-const GRACE: Duration = Duration::from_secs(2);
-
 /// Serves `greeter` on `listener` until `shutdown` is cancelled.
 ///
 /// # Errors
 /// When the listener fails for good or the descriptors are broken.
-pub async fn serve(
-    listener: TcpListener,
-    place: Place,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    let service = GreeterServer::new(Service {
-        place,
-        calls: Arc::default(),
-    });
+pub async fn serve(listener: TcpListener, place: Place, shutdown: CancellationToken) -> io::Result<()> {
+    let service = GreeterServer::new(Service { place, calls: Arc::default() });
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GreeterServer<Service>>().await;
     let reflection = || {
@@ -50,22 +40,22 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = Server::builder()
-        .add_service(service)
+    let routes = Routes::new(service)
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(io::Error::other)?)
         // Python's reflection client asks for the older version.
         .add_service(reflection().build_v1alpha().map_err(io::Error::other)?)
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
-    let too_long = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = serving => served.map_err(io::Error::other),
-        () = too_long => Ok(()),
-    }
+        .prepare();
+    // Not tonic's own server: that one ends calls by the deadline in their header, with the status CANCELLED, in a race with
+    // the client's own clock. Here only the client's reset ends a call, so that a test sees whether it came through.
+    server::serve(listener, shutdown, move |request| {
+        let mut routes = routes.clone();
+        async move {
+            let Ok(response) = routes.call(request).await;
+            response
+        }
+    })
+    .await
 }
 
 struct Service {
@@ -80,8 +70,8 @@ struct Calls {
     cancelled: AtomicU64,
 }
 
-/// Counts one call: tonic drops a call's future or stream when the client resets it, goes away, or the deadline that
-/// the client sent has passed; what is dropped before [`Call::finish`] was cancelled.
+/// Counts one call: tonic drops a call's future or stream when the client resets it or goes away; what is dropped before
+/// [`Call::finish`] was cancelled.
 struct Call {
     calls: Arc<Calls>,
     finished: bool,
@@ -90,10 +80,7 @@ struct Call {
 impl Call {
     fn begin(calls: &Arc<Calls>) -> Self {
         calls.started.fetch_add(1, Ordering::Relaxed);
-        Self {
-            calls: Arc::clone(calls),
-            finished: false,
-        }
+        Self { calls: Arc::clone(calls), finished: false }
     }
 
     fn finish(mut self) {
@@ -103,11 +90,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let counter = if self.finished {
-            &self.calls.finished
-        } else {
-            &self.calls.cancelled
-        };
+        let counter = if self.finished { &self.calls.finished } else { &self.calls.cancelled };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -119,10 +102,7 @@ impl Greeter for Service {
     type SayHelloStreamStream = Replies;
     type ChatStream = Replies;
 
-    async fn say_hello(
-        &self,
-        request: Request<HelloRequest>,
-    ) -> Result<Response<HelloReply>, Status> {
+    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let call = Call::begin(&self.calls);
         let request = request.into_inner();
         wait(request.delay_ms).await;
@@ -131,15 +111,8 @@ impl Greeter for Service {
         Ok(Response::new(reply))
     }
 
-    async fn say_hello_stream(
-        &self,
-        request: Request<HelloRequest>,
-    ) -> Result<Response<Replies>, Status> {
-        let state = (
-            Call::begin(&self.calls),
-            self.place.clone(),
-            request.into_inner(),
-        );
+    async fn say_hello_stream(&self, request: Request<HelloRequest>) -> Result<Response<Replies>, Status> {
+        let state = (Call::begin(&self.calls), self.place.clone(), request.into_inner());
         let replies = stream::unfold(state, |(call, place, mut request)| async move {
             if request.replies == 0 {
                 call.finish();
@@ -152,15 +125,8 @@ impl Greeter for Service {
         Ok(Response::new(Box::pin(replies)))
     }
 
-    async fn chat(
-        &self,
-        request: Request<Streaming<HelloRequest>>,
-    ) -> Result<Response<Replies>, Status> {
-        let state = (
-            Call::begin(&self.calls),
-            self.place.clone(),
-            request.into_inner(),
-        );
+    async fn chat(&self, request: Request<Streaming<HelloRequest>>) -> Result<Response<Replies>, Status> {
+        let state = (Call::begin(&self.calls), self.place.clone(), request.into_inner());
         let replies = stream::unfold(state, |(call, place, mut requests)| async move {
             // A broken request stream ends the answer, too; the call then counts as cancelled.
             let Some(request) = requests.message().await.ok()? else {
@@ -173,20 +139,12 @@ impl Greeter for Service {
         Ok(Response::new(Box::pin(replies)))
     }
 
-    async fn counters(
-        &self,
-        _request: Request<CountersRequest>,
-    ) -> Result<Response<CountersReply>, Status> {
+    async fn counters(&self, _request: Request<CountersRequest>) -> Result<Response<CountersReply>, Status> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // Ends before beginnings, so that a call between the reads cannot make the difference negative.
         let (finished, cancelled) = (read(&self.calls.finished), read(&self.calls.cancelled));
         let started = read(&self.calls.started);
-        Ok(Response::new(CountersReply {
-            started,
-            finished,
-            cancelled,
-            in_flight: started - finished - cancelled,
-        }))
+        Ok(Response::new(CountersReply { started, finished, cancelled, in_flight: started - finished - cancelled }))
     }
 }
 

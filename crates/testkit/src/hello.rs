@@ -16,20 +16,14 @@ use crate::{Place, server};
 ///
 /// # Errors
 /// When the listener fails for good.
-pub async fn serve(
-    listener: TcpListener,
-    place: Place,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, place: Place, shutdown: CancellationToken) -> io::Result<()> {
     let line: Arc<str> = format!("hello from {} on {}\n", place.pod, place.node).into();
     server::serve(listener, shutdown, move |_request| {
         let line = Arc::clone(&line);
         async move {
             let body = Full::new(Bytes::copy_from_slice(line.as_bytes())).boxed_unsync();
             let mut response = Response::new(body);
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             response
         }
     })
@@ -39,9 +33,6 @@ pub async fn serve(
 /// Reads `hello`'s line back.
 #[must_use]
 pub fn parse(line: &str) -> Option<Place> {
-    let (pod, node) = line
-        .trim_end()
-        .strip_prefix("hello from ")?
-        .split_once(" on ")?;
+    let (pod, node) = line.trim_end().strip_prefix("hello from ")?.split_once(" on ")?;
     Some(Place::new(pod, node))
 }

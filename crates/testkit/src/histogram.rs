@@ -16,10 +16,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            buckets: vec![0; SUB * (POWERS + 1)],
-            count: 0,
-        }
+        Self { buckets: vec![0; SUB * (POWERS + 1)], count: 0 }
     }
 }
 
@@ -80,21 +77,11 @@ mod tests {
         let powers = (0..36).flat_map(|power| [1 << power, (1 << power) + 1, (3 << power) / 2]);
         for micros in (0..5000).chain(powers) {
             let edge = upper_edge(bucket(micros));
-            assert!(
-                edge >= micros,
-                "{micros} lies below its bucket's edge {edge}"
-            );
-            assert!(
-                edge - micros <= micros / 16,
-                "{micros} is far from its edge {edge}"
-            );
+            assert!(edge >= micros, "{micros} lies below its bucket's edge {edge}");
+            assert!(edge - micros <= micros / 16, "{micros} is far from its edge {edge}");
         }
         let longest = bucket(u64::MAX);
-        assert_eq!(
-            longest,
-            SUB * (POWERS + 1) - 1,
-            "the longest goes into the last bucket"
-        );
+        assert_eq!(longest, SUB * (POWERS + 1) - 1, "the longest goes into the last bucket");
     }
 
     #[test]
@@ -111,10 +98,7 @@ mod tests {
         }
         for (quantile, millis) in [(0.0, 1.0), (0.5, 50.0), (0.99, 99.0), (1.0, 100.0)] {
             let got = histogram.quantile(quantile).unwrap().as_secs_f64() * 1000.0;
-            assert!(
-                (millis..millis * 1.07).contains(&got),
-                "p{quantile}: {got} ms, not {millis} ms"
-            );
+            assert!((millis..millis * 1.07).contains(&got), "p{quantile}: {got} ms, not {millis} ms");
         }
     }
 }

@@ -24,9 +24,6 @@ impl Place {
     /// A pod on a node.
     #[must_use]
     pub fn new(pod: impl Into<String>, node: impl Into<String>) -> Self {
-        Self {
-            pod: pod.into(),
-            node: node.into(),
-        }
+        Self { pod: pod.into(), node: node.into() }
     }
 }

@@ -89,13 +89,7 @@ pub async fn run(plan: &Plan, mut on_second: impl FnMut(usize, Second)) -> Resul
 }
 
 /// One connection's loop: takes the next number, waits for that number's time, sends.
-async fn send_all(
-    plan: &Plan,
-    target: &Target,
-    start: Instant,
-    next: &AtomicU64,
-    tally: &Mutex<Tally>,
-) {
+async fn send_all(plan: &Plan, target: &Target, start: Instant, next: &AtomicU64, tally: &Mutex<Tally>) {
     let mut connection = Connection::new(plan.local, target.address, Protocol::Http1);
     let end = start + Duration::from_secs(plan.seconds.into());
     loop {
@@ -126,11 +120,7 @@ async fn send_all(
 }
 
 fn judge(status: StatusCode) -> Result<(), String> {
-    if status.as_u16() < 400 {
-        Ok(())
-    } else {
-        Err(format!("status {}", status.as_u16()))
-    }
+    if status.as_u16() < 400 { Ok(()) } else { Err(format!("status {}", status.as_u16())) }
 }
 
 struct Target {
@@ -148,16 +138,10 @@ impl Target {
             return Ok(Self { address, uri, host });
         }
         let port = authority.port_u16().unwrap_or(80);
-        let address = tokio::net::lookup_host((authority.host(), port))
-            .await?
-            .next()
-            .ok_or("the URL's host has no address")?;
+        let address =
+            tokio::net::lookup_host((authority.host(), port)).await?.next().ok_or("the URL's host has no address")?;
         let path = plan.url.path_and_query().map_or("/", |path| path.as_str());
-        Ok(Self {
-            address,
-            uri: path.parse()?,
-            host,
-        })
+        Ok(Self { address, uri: path.parse()?, host })
     }
 
     fn request(&self) -> Request<Full<Bytes>> {
@@ -177,10 +161,7 @@ struct Tally {
 
 impl Tally {
     fn new(seconds: usize) -> Self {
-        Self {
-            seconds: vec![Second::default(); seconds],
-            ..Self::default()
-        }
+        Self { seconds: vec![Second::default(); seconds], ..Self::default() }
     }
 
     fn count(&mut self, second: usize, took: Duration, outcome: Result<(), String>) {
@@ -198,11 +179,7 @@ impl Tally {
     }
 
     fn report(self) -> Report {
-        let millis = |q| {
-            self.latency
-                .quantile(q)
-                .map_or(0.0, |d| d.as_secs_f64() * 1000.0)
-        };
+        let millis = |q| self.latency.quantile(q).map_or(0.0, |d| d.as_secs_f64() * 1000.0);
         Report {
             ok: self.seconds.iter().map(|second| second.ok).sum(),
             failed: self.seconds.iter().map(|second| second.failed).sum(),

@@ -1,7 +1,8 @@
-//! The accept loop that `hello` and `echo` share: HTTP/1.1 and HTTP/2 with prior knowledge on one port, upgrades, and
+//! The accept loop that all workloads share: HTTP/1.1 and HTTP/2 with prior knowledge on one port, upgrades, and
 //! an end that lets requests in flight finish.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -30,14 +31,12 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 ///
 /// # Errors
 /// When the listener fails for good.
-pub(crate) async fn serve<H, F>(
-    listener: TcpListener,
-    shutdown: CancellationToken,
-    handler: H,
-) -> io::Result<()>
+pub(crate) async fn serve<H, F, B>(listener: TcpListener, shutdown: CancellationToken, handler: H) -> io::Result<()>
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let mut connections = JoinSet::new();
     loop {
@@ -61,10 +60,12 @@ where
     Ok(())
 }
 
-async fn connection<H, F>(stream: TcpStream, shutdown: CancellationToken, handler: H)
+async fn connection<H, F, B>(stream: TcpStream, shutdown: CancellationToken, handler: H)
 where
     H: Fn(Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let _ = stream.set_nodelay(true);
     let mut builder = Builder::new(TokioExecutor::new());
@@ -73,8 +74,7 @@ where
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let mut serving =
-        std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
         // A client's broken connection is the client's matter.
         _ = serving.as_mut() => return,

@@ -42,11 +42,7 @@ impl Running {
         let shutdown = CancellationToken::new();
         let place = Place::new("pod-1", "node-1");
         let task = tokio::spawn(server(listener, place, shutdown.clone()));
-        Self {
-            address,
-            shutdown,
-            task,
-        }
+        Self { address, shutdown, task }
     }
 
     async fn end(self) {
@@ -59,13 +55,7 @@ impl Running {
     }
 
     /// A request in the form that the protocol wants.
-    fn request(
-        &self,
-        protocol: Protocol,
-        method: &str,
-        path: &str,
-        body: &[u8],
-    ) -> Request<Full<Bytes>> {
+    fn request(&self, protocol: Protocol, method: &str, path: &str, body: &[u8]) -> Request<Full<Bytes>> {
         let uri = match protocol {
             Protocol::Http1 => path.to_owned(),
             Protocol::Http2 => format!("http://{}{path}", self.address),
@@ -74,24 +64,13 @@ impl Running {
         if protocol == Protocol::Http1 {
             request = request.header(HOST, self.address.to_string());
         }
-        request
-            .body(Full::new(Bytes::copy_from_slice(body)))
-            .unwrap()
+        request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()
     }
 
-    async fn json(
-        &self,
-        protocol: Protocol,
-        method: &str,
-        path: &str,
-        body: &[u8],
-    ) -> (StatusCode, Value) {
+    async fn json(&self, protocol: Protocol, method: &str, path: &str, body: &[u8]) -> (StatusCode, Value) {
         let request = self.request(protocol, method, path, body);
         let (head, body) = self.connection(protocol).send(request).await.unwrap();
-        (
-            head.status,
-            serde_json::from_slice(&body).unwrap_or(Value::Null),
-        )
+        (head.status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
     /// Asks `/counters` until `wanted` holds.
@@ -110,16 +89,9 @@ impl Running {
 async fn hello_names_its_pod_and_node() {
     let server = Running::start(hello::serve).await;
     let request = server.request(Protocol::Http1, "GET", "/", b"");
-    let (_, body) = server
-        .connection(Protocol::Http1)
-        .send(request)
-        .await
-        .unwrap();
+    let (_, body) = server.connection(Protocol::Http1).send(request).await.unwrap();
     assert_eq!(body, "hello from pod-1 on node-1\n");
-    assert_eq!(
-        hello::parse("hello from pod-1 on node-1\n"),
-        Some(Place::new("pod-1", "node-1"))
-    );
+    assert_eq!(hello::parse("hello from pod-1 on node-1\n"), Some(Place::new("pod-1", "node-1")));
     server.end().await;
 }
 
@@ -139,54 +111,24 @@ async fn echo_answers_what_it_was_asked_over_both_protocols() {
             (&json!("PUT"), &json!("/a/b"), &json!("c=d"))
         );
         assert_eq!(answer["headers"]["x-two"], json!(["1", "2"]));
-        assert_eq!(
-            (&answer["body"], &answer["body_encoding"]),
-            (&json!("text"), &json!("utf-8"))
-        );
-        assert_eq!(
-            (&answer["pod"], &answer["node"]),
-            (&json!("pod-1"), &json!("node-1"))
-        );
+        assert_eq!((&answer["body"], &answer["body_encoding"]), (&json!("text"), &json!("utf-8")));
+        assert_eq!((&answer["pod"], &answer["node"]), (&json!("pod-1"), &json!("node-1")));
 
         let (_, binary) = server.json(protocol, "POST", "/", &[0xff, 0x00]).await;
-        assert_eq!(
-            (&binary["body"], &binary["body_encoding"]),
-            (&json!("/wA="), &json!("base64"))
-        );
+        assert_eq!((&binary["body"], &binary["body_encoding"]), (&json!("/wA="), &json!("base64")));
         let (status, _) = server.json(protocol, "GET", "/status/503", b"").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         let (status, none) = server.json(protocol, "GET", "/status/204", b"").await;
         assert_eq!((status, none), (StatusCode::NO_CONTENT, Value::Null));
-        for wrong in [
-            "/status/101",
-            "/status/x",
-            "/bytes/-1",
-            "/bytes/10737418241",
-            "/delay/600001",
-        ] {
-            assert_eq!(
-                server.json(protocol, "GET", wrong, b"").await.0,
-                StatusCode::BAD_REQUEST,
-                "{wrong}"
-            );
+        for wrong in ["/status/101", "/status/x", "/bytes/-1", "/bytes/10737418241", "/delay/600001"] {
+            assert_eq!(server.json(protocol, "GET", wrong, b"").await.0, StatusCode::BAD_REQUEST, "{wrong}");
         }
-        let (_, sunk) = server
-            .json(protocol, "POST", "/sink", &vec![7; 300_000])
-            .await;
+        let (_, sunk) = server.json(protocol, "POST", "/sink", &vec![7; 300_000]).await;
         assert_eq!(sunk["bytes"], 300_000);
-        assert_eq!(
-            server
-                .json(protocol, "POST", "/", &vec![7; (1 << 20) + 1])
-                .await
-                .0,
-            StatusCode::PAYLOAD_TOO_LARGE
-        );
+        assert_eq!(server.json(protocol, "POST", "/", &vec![7; (1 << 20) + 1]).await.0, StatusCode::PAYLOAD_TOO_LARGE);
         let request = server.request(protocol, "GET", "/bytes/200000", b"");
         let (head, bytes) = server.connection(protocol).send(request).await.unwrap();
-        assert_eq!(
-            (head.headers["content-length"].as_bytes(), bytes.len()),
-            (&b"200000"[..], 200_000)
-        );
+        assert_eq!((head.headers["content-length"].as_bytes(), bytes.len()), (&b"200000"[..], 200_000));
     }
     server.end().await;
 }
@@ -195,10 +137,7 @@ async fn echo_answers_what_it_was_asked_over_both_protocols() {
 async fn a_reader_that_stops_makes_bytes_stop() {
     let server = Running::start(echo::serve).await;
     let mut stream = connect(None, server.address).await.unwrap();
-    stream
-        .write_all(b"GET /bytes/10737418240 HTTP/1.1\r\nHost: e\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /bytes/10737418240 HTTP/1.1\r\nHost: e\r\n\r\n").await.unwrap();
     stream.read_exact(&mut [0; 1000]).await.unwrap();
     // Everything between is full once two looks, an answered request apart, see the same number.
     let mut last = 0;
@@ -210,10 +149,7 @@ async fn a_reader_that_stops_makes_bytes_stop() {
         }
         last = made;
     };
-    assert!(
-        made < 64 << 20,
-        "{made} bytes were made for a reader that took 1000"
-    );
+    assert!(made < 64 << 20, "{made} bytes were made for a reader that took 1000");
     drop(stream);
     server.end().await;
 }
@@ -222,10 +158,7 @@ async fn a_reader_that_stops_makes_bytes_stop() {
 async fn echo_counts_clients_that_went_away() {
     let server = Running::start(echo::serve).await;
     let mut stream = connect(None, server.address).await.unwrap();
-    stream
-        .write_all(b"GET /delay/600000 HTTP/1.1\r\nHost: e\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /delay/600000 HTTP/1.1\r\nHost: e\r\n\r\n").await.unwrap();
     server.until(|counters| counters["in_flight"] == 1).await;
     drop(stream);
     let counters = server.until(|counters| counters["cancelled"] == 1).await;
@@ -238,40 +171,19 @@ async fn trailers_follow_the_body() {
     let server = Running::start(echo::serve).await;
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let mut request = server.request(protocol, "GET", "/trailers", b"");
-        request
-            .headers_mut()
-            .insert(TE, "trailers".parse().unwrap());
+        request.headers_mut().insert(TE, "trailers".parse().unwrap());
         let io = TokioIo::new(connect(None, server.address).await.unwrap());
         let collected = if protocol == Protocol::Http1 {
             let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
             tokio::spawn(connection);
-            sender
-                .send_request(request)
-                .await
-                .unwrap()
-                .into_body()
-                .collect()
-                .await
-                .unwrap()
+            sender.send_request(request).await.unwrap().into_body().collect().await.unwrap()
         } else {
             let executor = hyper_util::rt::TokioExecutor::new();
-            let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
-                .await
-                .unwrap();
+            let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
             tokio::spawn(connection);
-            sender
-                .send_request(request)
-                .await
-                .unwrap()
-                .into_body()
-                .collect()
-                .await
-                .unwrap()
+            sender.send_request(request).await.unwrap().into_body().collect().await.unwrap()
         };
-        let wanted = HeaderMap::from_iter([(
-            "x-echo-trailer".parse().unwrap(),
-            "after the body".parse().unwrap(),
-        )]);
+        let wanted = HeaderMap::from_iter([("x-echo-trailer".parse().unwrap(), "after the body".parse().unwrap())]);
         assert_eq!(collected.trailers(), Some(&wanted), "{protocol:?}");
     }
     server.end().await;
@@ -295,22 +207,12 @@ async fn the_websocket_sends_messages_back() {
 #[tokio::test]
 async fn greeter_greets_streams_chats_and_counts_what_was_given_up() {
     let server = Running::start(greeter::serve).await;
-    let mut client = GreeterClient::connect(format!("http://{}", server.address))
-        .await
-        .unwrap();
-    let hello = |delay_ms, replies| HelloRequest {
-        name: "you".to_owned(),
-        delay_ms,
-        replies,
-    };
+    let mut client = GreeterClient::connect(format!("http://{}", server.address)).await.unwrap();
+    let hello = |delay_ms, replies| HelloRequest { name: "you".to_owned(), delay_ms, replies };
 
     let reply = client.say_hello(hello(0, 0)).await.unwrap().into_inner();
     assert_eq!(reply.message, "Hello you from pod-1 on node-1");
-    let replies = client
-        .say_hello_stream(hello(0, 3))
-        .await
-        .unwrap()
-        .into_inner();
+    let replies = client.say_hello_stream(hello(0, 3)).await.unwrap().into_inner();
     assert_eq!(replies.collect::<Vec<_>>().await.len(), 3);
     let requests = tokio_stream_of(vec![hello(0, 0); 4]);
     let replies = client.chat(requests).await.unwrap().into_inner();
@@ -319,46 +221,25 @@ async fn greeter_greets_streams_chats_and_counts_what_was_given_up() {
     let mut late = tonic::Request::new(hello(600_000, 0));
     late.set_timeout(Duration::from_millis(20));
     let status = client.say_hello(late).await.unwrap_err();
-    assert!(
-        matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
-        "{status:?}"
-    );
-    let mut given_up = client
-        .say_hello_stream(hello(1, 1_000_000))
-        .await
-        .unwrap()
-        .into_inner();
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    let mut given_up = client.say_hello_stream(hello(1, 1_000_000)).await.unwrap().into_inner();
     given_up.next().await.unwrap().unwrap();
     drop(given_up);
 
-    let wanted = CountersReply {
-        started: 5,
-        finished: 3,
-        cancelled: 2,
-        in_flight: 0,
-    };
+    let wanted = CountersReply { started: 5, finished: 3, cancelled: 2, in_flight: 0 };
     loop {
-        let counters = client
-            .counters(CountersRequest {})
-            .await
-            .unwrap()
-            .into_inner();
+        let counters = client.counters(CountersRequest {}).await.unwrap().into_inner();
         if counters == wanted {
             break;
         }
-        assert!(
-            counters.cancelled <= 2 && counters.finished <= 3,
-            "{counters:?}"
-        );
+        assert!(counters.cancelled <= 2 && counters.finished <= 3, "{counters:?}");
         tokio::task::yield_now().await;
     }
     drop(client);
     server.end().await;
 }
 
-fn tokio_stream_of<T: Send + 'static>(
-    items: Vec<T>,
-) -> impl futures_util::Stream<Item = T> + Send + 'static {
+fn tokio_stream_of<T: Send + 'static>(items: Vec<T>) -> impl futures_util::Stream<Item = T> + Send + 'static {
     futures_util::stream::iter(items)
 }
 
@@ -374,18 +255,10 @@ async fn load_counts_good_and_bad_answers_by_second() {
         seconds: 1,
     };
     let mut heard = 0;
-    let report = load::run(&plan("/status/200"), |_, _| heard += 1)
-        .await
-        .unwrap();
-    assert_eq!(
-        (report.ok, report.failed, heard, report.seconds.len()),
-        (40, 0, 1, 1)
-    );
+    let report = load::run(&plan("/status/200"), |_, _| heard += 1).await.unwrap();
+    assert_eq!((report.ok, report.failed, heard, report.seconds.len()), (40, 0, 1, 1));
     let report = load::run(&plan("/status/503"), |_, _| {}).await.unwrap();
-    assert_eq!(
-        (report.ok, report.failed, report.reasons["status 503"]),
-        (0, 40, 40)
-    );
+    assert_eq!((report.ok, report.failed, report.reasons["status 503"]), (0, 40, 40));
     server.end().await;
 }
 
@@ -398,10 +271,7 @@ async fn a_refused_tunnel_says_how() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = connect(None, listener.local_addr().unwrap()).await.unwrap();
     let (mut accepted, _) = listener.accept().await.unwrap();
-    accepted
-        .write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-        .await
-        .unwrap();
+    accepted.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await.unwrap();
     let error = tunnel(stream, "x:1").await.unwrap_err().to_string();
     assert_eq!(error, "CONNECT x:1: HTTP/1.1 403 Forbidden");
     server.end().await;

@@ -83,14 +83,9 @@ async fn serve<F: Future<Output = io::Result<()>>>(
     server: impl FnOnce(TcpListener, Place, CancellationToken) -> F,
 ) -> anyhow::Result<()> {
     let Serve { listen, pod, node } = pod;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listening on {listen}"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let shutdown = CancellationToken::new();
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let end = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -103,26 +98,12 @@ async fn serve<F: Future<Output = io::Result<()>>>(
 }
 
 async fn run_load(load: Load) -> anyhow::Result<()> {
-    let Load {
-        proxy,
-        url,
-        from,
-        concurrency,
-        rate,
-        seconds,
-    } = load;
+    let Load { proxy, url, from, concurrency, rate, seconds } = load;
     let proxy = match proxy.filter(|proxy| !proxy.is_empty()) {
         Some(proxy) => Some(proxy_address(&proxy).await?),
         None => None,
     };
-    let plan = load::Plan {
-        proxy,
-        url,
-        local: from,
-        concurrency,
-        rate,
-        seconds,
-    };
+    let plan = load::Plan { proxy, url, local: from, concurrency, rate, seconds };
     let say = |line: &str| writeln!(io::stdout(), "{line}");
     let report = load::run(&plan, |second, counted| {
         let line = json!({"second": second, "ok": counted.ok, "failed": counted.failed});
@@ -133,11 +114,7 @@ async fn run_load(load: Load) -> anyhow::Result<()> {
     .map_err(|error| anyhow::anyhow!(error))?;
     say(&serde_json::to_string(&report)?)?;
     if report.failed > 0 {
-        bail!(
-            "{} of {} requests failed",
-            report.failed,
-            report.ok + report.failed
-        );
+        bail!("{} of {} requests failed", report.failed, report.ok + report.failed);
     }
     Ok(())
 }
@@ -146,9 +123,7 @@ async fn run_load(load: Load) -> anyhow::Result<()> {
 async fn proxy_address(proxy: &str) -> anyhow::Result<SocketAddr> {
     let hint = || format!("the proxy '{proxy}' is not of the form http://HOST:PORT");
     let uri: Uri = proxy.parse().with_context(hint)?;
-    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
-        bail!(hint())
-    };
+    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else { bail!(hint()) };
     tokio::net::lookup_host((host.trim_matches(['[', ']']), port))
         .await?
         .next()

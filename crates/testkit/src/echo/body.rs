@@ -24,10 +24,7 @@ pub(super) struct Made {
 
 impl Made {
     pub(super) fn new(count: u64, counters: Arc<Counters>) -> Self {
-        Self {
-            left: count,
-            counters,
-        }
+        Self { left: count, counters }
     }
 }
 
@@ -35,18 +32,13 @@ impl Body for Made {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.left == 0 {
             return Poll::Ready(None);
         }
         let len = usize::try_from(self.left).unwrap_or(CHUNK).min(CHUNK);
         self.left -= len as u64;
-        self.counters
-            .bytes_made
-            .fetch_add(len as u64, Ordering::Relaxed);
+        self.counters.bytes_made.fetch_add(len as u64, Ordering::Relaxed);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&BLOCK[..len])))))
     }
 

@@ -1,9 +1,7 @@
 //! `/ws`: a WebSocket (RFC 6455) that sends each message back.
 
 use futures_util::{SinkExt, StreamExt};
-use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
-};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -17,14 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::server::Body;
 
 /// Answers the handshake; a task, ended by `shutdown`, then echoes until either side closes.
-pub(super) fn upgrade(
-    mut request: Request<Incoming>,
-    shutdown: &CancellationToken,
-) -> Response<Body> {
-    let is_websocket = request
-        .headers()
-        .get(UPGRADE)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+pub(super) fn upgrade(mut request: Request<Incoming>, shutdown: &CancellationToken) -> Response<Body> {
+    let is_websocket =
+        request.headers().get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let accept = request
         .headers()
         .get(SEC_WEBSOCKET_KEY)
@@ -59,8 +52,7 @@ async fn echo(upgrading: OnUpgrade) {
     let Ok(upgraded) = upgrading.await else {
         return;
     };
-    let mut socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
     // The library answers pings and the closing handshake itself, while the stream is read.
     while let Some(Ok(message)) = socket.next().await {
         if (message.is_text() || message.is_binary()) && socket.send(message).await.is_err() {

@@ -9,9 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::process::{
-    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
-};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
 
 /// How long children may take to end by themselves.
@@ -39,22 +37,14 @@ pub(crate) struct Children {
 impl Children {
     /// None yet; each will log into the folder `logs`.
     pub(crate) fn new(logs: PathBuf) -> Self {
-        Self {
-            logs,
-            processes: Vec::new(),
-        }
+        Self { logs, processes: Vec::new() }
     }
 
     /// Starts `program`. Must be called on the main thread: the kernel ties a child to the thread that made it.
     ///
     /// # Errors
     /// When the log file or the process cannot be made.
-    pub(crate) fn start(
-        &mut self,
-        name: &str,
-        program: &Path,
-        arguments: &[String],
-    ) -> anyhow::Result<u32> {
+    pub(crate) fn start(&mut self, name: &str, program: &Path, arguments: &[String]) -> anyhow::Result<u32> {
         let log = self.logs.join(format!("{name}.log"));
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let child = Command::new(std::env::current_exe()?)
@@ -70,16 +60,8 @@ impl Children {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        let pid = child
-            .id()
-            .context("a process that was just started has an id")?;
-        self.processes.push(Process {
-            name: name.to_owned(),
-            pid,
-            child,
-            log,
-            ended: None,
-        });
+        let pid = child.id().context("a process that was just started has an id")?;
+        self.processes.push(Process { name: name.to_owned(), pid, child, log, ended: None });
         Ok(pid)
     }
 
@@ -89,21 +71,11 @@ impl Children {
     /// See above.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
         self.reap();
-        let Some(dead) = self
-            .processes
-            .iter()
-            .find(|process| process.ended.is_some())
-        else {
+        let Some(dead) = self.processes.iter().find(|process| process.ended.is_some()) else {
             return Ok(());
         };
-        let status = dead
-            .ended
-            .map_or_else(String::new, |status| status.to_string());
-        bail!(
-            "{} ended at its start ({status}). {}",
-            dead.name,
-            dead.last_words()
-        );
+        let status = dead.ended.map_or_else(String::new, |status| status.to_string());
+        bail!("{} ended at its start ({status}). {}", dead.name, dead.last_words());
     }
 
     /// Names of children that have ended although nobody asked them to.
@@ -111,11 +83,7 @@ impl Children {
         self.reap();
         self.processes
             .iter()
-            .filter_map(|process| {
-                process
-                    .ended
-                    .map(|status| format!("{} ({status})", process.name))
-            })
+            .filter_map(|process| process.ended.map(|status| format!("{} ({status})", process.name)))
             .collect()
     }
 
@@ -127,11 +95,7 @@ impl Children {
     /// SIGTERM to all, then SIGKILL to those that are still there after [`GRACE`]; returns the names of the latter.
     pub(crate) async fn end(mut self) -> Vec<String> {
         self.reap();
-        for process in self
-            .processes
-            .iter()
-            .filter(|process| process.ended.is_none())
-        {
+        for process in self.processes.iter().filter(|process| process.ended.is_none()) {
             if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
                 // It may have ended in the meantime.
                 let _ = kill_process(pid, Signal::TERM);
@@ -140,10 +104,7 @@ impl Children {
         let deadline = tokio::time::Instant::now() + GRACE;
         let mut stubborn = Vec::new();
         for process in &mut self.processes {
-            if tokio::time::timeout_at(deadline, process.child.wait())
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
                 stubborn.push(process.name.clone());
                 let _ = process.child.kill().await;
             }
@@ -152,11 +113,7 @@ impl Children {
     }
 
     fn reap(&mut self) {
-        for process in self
-            .processes
-            .iter_mut()
-            .filter(|process| process.ended.is_none())
-        {
+        for process in self.processes.iter_mut().filter(|process| process.ended.is_none()) {
             process.ended = process.child.try_wait().ok().flatten();
         }
     }
@@ -172,11 +129,7 @@ impl Process {
         if lines.is_empty() {
             return format!("It logged nothing ({}).", self.log.display());
         }
-        format!(
-            "The end of {}:\n  {}",
-            self.log.display(),
-            lines[from..].join("\n  ")
-        )
+        format!("The end of {}:\n  {}", self.log.display(), lines[from..].join("\n  "))
     }
 }
 
@@ -200,8 +153,5 @@ pub(crate) fn become_child(mut arguments: impl Iterator<Item = std::ffi::OsStrin
         return io::Error::other("the demo has ended");
     }
     let error = std::process::Command::new(&program).args(arguments).exec();
-    io::Error::new(
-        error.kind(),
-        format!("{}: {error}", program.to_string_lossy()),
-    )
+    io::Error::new(error.kind(), format!("{}: {error}", program.to_string_lossy()))
 }

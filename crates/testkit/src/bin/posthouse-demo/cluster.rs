@@ -44,10 +44,8 @@ impl Programs {
     pub(crate) fn find(posthouse: Option<PathBuf>) -> anyhow::Result<Self> {
         let here = std::env::current_exe()?;
         let beside = |name| here.with_file_name(name);
-        let programs = Self {
-            posthouse: posthouse.unwrap_or_else(|| beside("posthouse")),
-            app: beside("posthouse-demo-app"),
-        };
+        let programs =
+            Self { posthouse: posthouse.unwrap_or_else(|| beside("posthouse")), app: beside("posthouse-demo-app") };
         for program in [&programs.posthouse, &programs.app] {
             if !program.is_file() {
                 bail!(
@@ -69,19 +67,12 @@ impl Cluster {
         for address in listeners() {
             check_free(address)?;
         }
-        let folder = tempfile::Builder::new()
-            .prefix("posthouse-demo-")
-            .tempdir()?;
+        let folder = tempfile::Builder::new().prefix("posthouse-demo-").tempdir()?;
         let (source, logs) = (folder.path().join("manifests"), folder.path().join("logs"));
         std::fs::create_dir(&source)?;
         std::fs::create_dir(&logs)?;
         manifests::write(&source).context("writing the manifests")?;
-        Ok(Self {
-            folder,
-            source,
-            children: Children::new(logs.clone()),
-            logs,
-        })
+        Ok(Self { folder, source, children: Children::new(logs.clone()), logs })
     }
 
     /// Starts the pods, then the proxies, and waits until all are ready.
@@ -90,34 +81,22 @@ impl Cluster {
     /// Which child ended or did not get ready in time, with the end of its log.
     pub(crate) async fn start(&mut self, programs: &Programs) -> anyhow::Result<()> {
         for pod in pods() {
-            self.children
-                .start(&pod.name(), &programs.app, &pod_arguments(pod))?;
+            self.children.start(&pod.name(), &programs.app, &pod_arguments(pod))?;
         }
         for pod in pods() {
-            self.wait(&pod.name(), || async move {
-                TcpStream::connect(pod.listen()).await.is_ok()
-            })
-            .await?;
+            self.wait(&pod.name(), || async move { TcpStream::connect(pod.listen()).await.is_ok() }).await?;
         }
         for node in NODES {
             let arguments = proxy_arguments(node, &self.source);
-            self.children
-                .start(&proxy_name(node), &programs.posthouse, &arguments)?;
+            self.children.start(&proxy_name(node), &programs.posthouse, &arguments)?;
         }
         for node in NODES {
-            self.wait(&proxy_name(node), || async move {
-                is_ready(node.metrics()).await.unwrap_or(false)
-            })
-            .await?;
+            self.wait(&proxy_name(node), || async move { is_ready(node.metrics()).await.unwrap_or(false) }).await?;
         }
         Ok(())
     }
 
-    async fn wait<F: Future<Output = bool>>(
-        &mut self,
-        name: &str,
-        ready: impl Fn() -> F,
-    ) -> anyhow::Result<()> {
+    async fn wait<F: Future<Output = bool>>(&mut self, name: &str, ready: impl Fn() -> F) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + START;
         loop {
             let is_ready = ready().await;
@@ -127,15 +106,8 @@ impl Cluster {
                 return Ok(());
             }
             if tokio::time::Instant::now() >= deadline {
-                let last_words = self
-                    .children
-                    .find(name)
-                    .map(|process| process.last_words())
-                    .unwrap_or_default();
-                bail!(
-                    "{name} was not ready after {} s. {last_words}",
-                    START.as_secs()
-                );
+                let last_words = self.children.find(name).map(|process| process.last_words()).unwrap_or_default();
+                bail!("{name} was not ready after {} s. {last_words}", START.as_secs());
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -180,12 +152,7 @@ impl Cluster {
 
     /// Ends all children; `keep` leaves the folder with the logs. Returns the names of those that had to be killed.
     pub(crate) async fn end(self, keep: bool) -> Vec<String> {
-        let Self {
-            mut folder,
-            source: _,
-            logs: _,
-            children,
-        } = self;
+        let Self { mut folder, source: _, logs: _, children } = self;
         let stubborn = children.end().await;
         folder.disable_cleanup(keep);
         stubborn
@@ -198,17 +165,7 @@ fn proxy_name(node: Node) -> String {
 
 fn pod_arguments(pod: Pod) -> Vec<String> {
     let listen = pod.listen().to_string();
-    [
-        pod.service.name,
-        "--listen",
-        &listen,
-        "--pod",
-        &pod.name(),
-        "--node",
-        pod.node.name,
-    ]
-    .map(str::to_owned)
-    .to_vec()
+    [pod.service.name, "--listen", &listen, "--pod", &pod.name(), "--node", pod.node.name].map(str::to_owned).to_vec()
 }
 
 fn proxy_arguments(node: Node, source: &Path) -> Vec<String> {
@@ -242,14 +199,10 @@ fn check_free(address: SocketAddr) -> anyhow::Result<()> {
     match TcpListener::bind(address) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            bail!(
-                "{address} is taken: another demo or another proxy runs on this machine; end it first"
-            )
+            bail!("{address} is taken: another demo or another proxy runs on this machine; end it first")
         }
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            bail!(
-                "{address} is no address of this machine; the demo needs Linux, where all of 127.0.0.0/8 is"
-            )
+            bail!("{address} is no address of this machine; the demo needs Linux, where all of 127.0.0.0/8 is")
         }
         Err(error) => Err(error).with_context(|| format!("listening on {address}")),
     }
@@ -259,8 +212,7 @@ fn check_free(address: SocketAddr) -> anyhow::Result<()> {
 async fn is_ready(metrics: SocketAddr) -> io::Result<bool> {
     let ask = async {
         let mut stream = TcpStream::connect(metrics).await?;
-        let request =
-            format!("GET /readyz HTTP/1.1\r\nHost: {metrics}\r\nConnection: close\r\n\r\n");
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: {metrics}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut status_line = [0; 12];
         stream.read_exact(&mut status_line).await?;

@@ -50,20 +50,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments
-        .next()
-        .is_some_and(|first| first == children::BECOME_CHILD)
-    {
+    if arguments.next().is_some_and(|first| first == children::BECOME_CHILD) {
         return complain(&children::become_child(arguments).to_string());
     }
     let arguments = Arguments::parse();
     // One thread: the kernel ties each child to the thread that started it.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ran = runtime
-        .context("starting the runtime")
-        .and_then(|runtime| runtime.block_on(run(arguments)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ran = runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(run(arguments)));
     match ran {
         Ok(code) => code,
         Err(error) => complain(&format!("{error:#}")),
@@ -77,12 +70,7 @@ fn complain(text: &str) -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments {
-        seconds,
-        posthouse,
-        idle,
-        pids,
-    } = arguments;
+    let Arguments { seconds, posthouse, idle, pids } = arguments;
     let stop = stop_signals()?;
     let programs = Programs::find(posthouse)?;
     let mut cluster = Cluster::prepare()?;
@@ -113,11 +101,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 /// Cancelled at the first SIGINT, SIGTERM or SIGHUP.
 fn stop_signals() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
-    for kind in [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ] {
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         let (mut signal, stop) = (signal(kind)?, stop.clone());
         tokio::spawn(async move {
             signal.recv().await;
@@ -146,15 +130,8 @@ async fn stand_by(seconds: Option<u64>, stop: &CancellationToken) -> anyhow::Res
 }
 
 /// Traffic and table until the time is over or the user has seen enough.
-async fn play(
-    cluster: &mut Cluster,
-    seconds: Option<u64>,
-    stop: &CancellationToken,
-) -> anyhow::Result<ExitCode> {
-    let victim = cluster
-        .children
-        .find(VICTIM)
-        .map(|process| (VICTIM, process.pid));
+async fn play(cluster: &mut Cluster, seconds: Option<u64>, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+    let victim = cluster.children.find(VICTIM).map(|process| (VICTIM, process.pid));
     let mut screen = Screen::new(table::commands(&cluster.source, &cluster.logs, victim));
     let start = Instant::now();
     let traffic = Traffic::start();
@@ -176,17 +153,9 @@ async fn play(
     let ended = cluster.children.ended();
     screen.draw(&table::live(&stats, took, &ended))?;
     // A run that the user ended early is not judged: there may have been no time for every pod to answer.
-    let problems = if timed_out {
-        table::problems(&stats, &ended)
-    } else {
-        Vec::new()
-    };
+    let problems = if timed_out { table::problems(&stats, &ended) } else { Vec::new() };
     screen::print(&table::summary(&stats, &problems))?;
-    Ok(if problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn elapsed(seconds: Option<u64>) {

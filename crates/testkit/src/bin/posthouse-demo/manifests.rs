@@ -17,28 +17,14 @@ pub(crate) const POSTHOUSE: &str = "posthouse";
 /// # Errors
 /// When a file cannot be written.
 pub(crate) fn write(folder: &Path) -> io::Result<()> {
-    std::fs::write(
-        folder.join("nodes.yaml"),
-        documents(NODES.into_iter().map(node)),
-    )?;
-    std::fs::write(
-        folder.join("clients.yaml"),
-        documents(NODES.into_iter().map(client)),
-    )?;
+    std::fs::write(folder.join("nodes.yaml"), documents(NODES.into_iter().map(node)))?;
+    std::fs::write(folder.join("clients.yaml"), documents(NODES.into_iter().map(client)))?;
     for one in SERVICES {
         let of_service = pods().filter(|pod| pod.service == one);
-        let objects = [service(one), slice(one)]
-            .into_iter()
-            .chain(of_service.map(workload));
-        std::fs::write(
-            folder.join(format!("{}.yaml", one.name)),
-            documents(objects),
-        )?;
+        let objects = [service(one), slice(one)].into_iter().chain(of_service.map(workload));
+        std::fs::write(folder.join(format!("{}.yaml", one.name)), documents(objects))?;
     }
-    std::fs::write(
-        folder.join("posthouse.yaml"),
-        documents([peers_service(), peers_slice()]),
-    )
+    std::fs::write(folder.join("posthouse.yaml"), documents([peers_service(), peers_slice()]))
 }
 
 fn documents(objects: impl IntoIterator<Item = String>) -> String {
@@ -65,21 +51,11 @@ status:
 }
 
 fn client(node: Node) -> String {
-    pod_object(
-        &node.client_pod(),
-        "client",
-        node.name,
-        &node.client_ip().to_string(),
-    )
+    pod_object(&node.client_pod(), "client", node.name, &node.client_ip().to_string())
 }
 
 fn workload(pod: Pod) -> String {
-    pod_object(
-        &pod.name(),
-        pod.service.name,
-        pod.node.name,
-        &pod.ip().to_string(),
-    )
+    pod_object(&pod.name(), pod.service.name, pod.node.name, &pod.ip().to_string())
 }
 
 fn pod_object(name: &str, app: &str, node: &str, ip: &str) -> String {
@@ -111,12 +87,7 @@ status:
 }
 
 fn service(service: Service) -> String {
-    let Service {
-        name,
-        port,
-        target_port,
-        ..
-    } = service;
+    let Service { name, port, target_port, .. } = service;
     let protocol = app_protocol(service);
     // The documentation range of RFC 5737: nothing on this machine answers there, only the proxies know it.
     let cluster_ip = format!("192.0.2.{}", 10 + service.index);
@@ -142,9 +113,7 @@ spec:
 }
 
 fn slice(service: Service) -> String {
-    let Service {
-        name, target_port, ..
-    } = service;
+    let Service { name, target_port, .. } = service;
     let protocol = app_protocol(service);
     let mut slice = format!(
         "apiVersion: discovery.k8s.io/v1
@@ -178,9 +147,7 @@ ports:
 }
 
 fn app_protocol(service: Service) -> String {
-    service.app_protocol.map_or_else(String::new, |protocol| {
-        format!("    appProtocol: {protocol}\n")
-    })
+    service.app_protocol.map_or_else(String::new, |protocol| format!("    appProtocol: {protocol}\n"))
 }
 
 /// The headless Service by which the proxies find each other, as the chart makes it.

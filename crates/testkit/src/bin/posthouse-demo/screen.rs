@@ -18,21 +18,12 @@ pub(crate) struct Screen {
 impl Screen {
     pub(crate) fn new(footer: Vec<String>) -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        Self {
-            terminal: io::stdout().is_terminal() && !dumb,
-            drawn: 0,
-            footer,
-            footer_shown: false,
-        }
+        Self { terminal: io::stdout().is_terminal() && !dumb, drawn: 0, footer, footer_shown: false }
     }
 
     /// How often to draw.
     pub(crate) fn period(&self) -> Duration {
-        if self.terminal {
-            Duration::from_millis(500)
-        } else {
-            Duration::from_secs(5)
-        }
+        if self.terminal { Duration::from_millis(500) } else { Duration::from_secs(5) }
     }
 
     /// Draws the table, above the footer where both fit. Otherwise the footer is printed once, first.
@@ -70,11 +61,7 @@ impl Screen {
             // A wrapped line would break the count of lines to go up.
             let line: String = line.chars().take(width).collect();
             let heading = !line.starts_with(' ') && !line.is_empty();
-            let (on, off) = if heading {
-                ("\x1b[1m", "\x1b[0m")
-            } else {
-                ("", "")
-            };
+            let (on, off) = if heading { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
             picture.push_str(&format!("{on}{line}{off}\n"));
         }
         self.drawn = lines.len();

@@ -35,22 +35,13 @@ pub(crate) struct Stats {
 
 impl Stats {
     /// Counts one request from `sender` to `service`.
-    pub(crate) fn count(
-        &mut self,
-        service: Service,
-        sender: Node,
-        took: Duration,
-        outcome: Result<Place, String>,
-    ) {
+    pub(crate) fn count(&mut self, service: Service, sender: Node, took: Duration, outcome: Result<Place, String>) {
         let outcome = outcome.and_then(|place| {
-            let receiver = node_index(&place.node)
-                .ok_or_else(|| format!("an answer from the unknown node '{}'", place.node))?;
+            let receiver =
+                node_index(&place.node).ok_or_else(|| format!("an answer from the unknown node '{}'", place.node))?;
             Ok((place, receiver))
         });
-        for row in [
-            &mut self.by_service[service.index],
-            &mut self.by_sender[sender.index],
-        ] {
+        for row in [&mut self.by_service[service.index], &mut self.by_sender[sender.index]] {
             row.requests += 1;
             match outcome {
                 Ok(_) => row.latency.record(took),
@@ -88,11 +79,7 @@ impl Stats {
     pub(crate) fn crossed(&self) -> f64 {
         let all: u64 = self.answers.iter().flatten().sum();
         let home: u64 = (0..NODES.len()).map(|at| self.answers[at][at]).sum();
-        if all == 0 {
-            0.0
-        } else {
-            (all - home) as f64 / all as f64
-        }
+        if all == 0 { 0.0 } else { (all - home) as f64 / all as f64 }
     }
 }
 
@@ -118,10 +105,7 @@ mod tests {
         assert_eq!(stats.by_service[0].latency.count(), 2);
         assert_eq!(stats.by_sender[1].failures, 3);
         assert_eq!(stats.pods.len(), 3);
-        assert_eq!(
-            stats.reasons[0],
-            ("greeter from node-b: status 502".to_owned(), 2)
-        );
+        assert_eq!(stats.reasons[0], ("greeter from node-b: status 502".to_owned(), 2));
         assert_eq!(stats.reasons.len(), 2);
     }
 }

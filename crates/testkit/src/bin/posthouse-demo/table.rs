@@ -18,10 +18,7 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
         failures => format!("{} FAILED", thousands(failures)),
     };
     let mut lines = vec![
-        format!(
-            "{:<73}{clock:>6}",
-            "Posthouse demo: 3 nodes, 3 proxies and 9 pods on this machine"
-        ),
+        format!("{:<73}{clock:>6}", "Posthouse demo: 3 nodes, 3 proxies and 9 pods on this machine"),
         format!(
             "  {} requests, {rate:.0} a second, {verdict}; {} crossed a link",
             thousands(stats.requests()),
@@ -32,26 +29,15 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
     ];
     for service in SERVICES {
         let row = &stats.by_service[service.index];
-        lines.push(format!(
-            "  {:<9}{}   {}",
-            service.name,
-            cells(row),
-            service.asked_by
-        ));
+        lines.push(format!("  {:<9}{}   {}", service.name, cells(row), service.asked_by));
     }
     lines.push(String::new());
-    let receivers: String = NODES
-        .iter()
-        .map(|node| format!("{:>9}", node.name))
-        .collect();
+    let receivers: String = NODES.iter().map(|node| format!("{:>9}", node.name)).collect();
     lines.push(format!("{:<12}{COLUMNS}   to{receivers}", "  from"));
     for node in NODES {
         let answers = &stats.answers[node.index];
         let all: u64 = answers.iter().sum();
-        let shares: String = answers
-            .iter()
-            .map(|count| format!("{:>9}", share(*count, all)))
-            .collect();
+        let shares: String = answers.iter().map(|count| format!("{:>9}", share(*count, all))).collect();
         let cells = cells(&stats.by_sender[node.index]);
         lines.push(format!("  {:<9}{cells}     {shares}", node.name));
     }
@@ -95,9 +81,7 @@ pub(crate) fn commands(source: &Path, logs: &Path, victim: Option<(&str, u32)>) 
         format!("  curl http://{metrics}/metrics"),
     ];
     if let Some((name, pid)) = victim {
-        lines.push(format!(
-            "  kill -9 {pid}    # {name} dies; its requests go elsewhere"
-        ));
+        lines.push(format!("  kill -9 {pid}    # {name} dies; its requests go elsewhere"));
     }
     lines.push(format!("  manifests (edit them): {}", source.display()));
     lines.push(format!("  logs: {}", logs.display()));
@@ -109,35 +93,16 @@ pub(crate) fn commands(source: &Path, logs: &Path, victim: Option<(&str, u32)>) 
 pub(crate) fn summary(stats: &Stats, problems: &[String]) -> Vec<String> {
     let counts: Vec<String> = SERVICES
         .iter()
-        .map(|service| {
-            format!(
-                "{} {}",
-                service.name,
-                thousands(stats.by_service[service.index].requests)
-            )
-        })
+        .map(|service| format!("{} {}", service.name, thousands(stats.by_service[service.index].requests)))
         .collect();
     let mut lines = vec![
         "Summary".to_owned(),
         format!("  {} services: {}", SERVICES.len(), counts.join(", ")),
-        format!(
-            "  {} nodes, {} of {} pods answered",
-            NODES.len(),
-            stats.pods.len(),
-            pods().count()
-        ),
-        format!(
-            "  {} requests, {} failed",
-            thousands(stats.requests()),
-            thousands(stats.failures())
-        ),
+        format!("  {} nodes, {} of {} pods answered", NODES.len(), stats.pods.len(), pods().count()),
+        format!("  {} requests, {} failed", thousands(stats.requests()), thousands(stats.failures())),
         format!("  {} crossed a link", percent(stats.crossed())),
     ];
-    lines.extend(
-        problems
-            .iter()
-            .map(|problem| format!("  PROBLEM: {problem}")),
-    );
+    lines.extend(problems.iter().map(|problem| format!("  PROBLEM: {problem}")));
     lines.extend(reasons(stats));
     lines
 }
@@ -156,10 +121,7 @@ pub(crate) fn problems(stats: &Stats, ended: &[String]) -> Vec<String> {
     if stats.crossed() <= 0.5 {
         problems.push("no more than half of the requests crossed a link".to_owned());
     }
-    let silent: Vec<String> = pods()
-        .map(|pod| pod.name())
-        .filter(|name| !stats.pods.contains(name))
-        .collect();
+    let silent: Vec<String> = pods().map(|pod| pod.name()).filter(|name| !stats.pods.contains(name)).collect();
     if !silent.is_empty() {
         problems.push(format!("these pods never answered: {}", silent.join(", ")));
     }
@@ -170,10 +132,7 @@ pub(crate) fn problems(stats: &Stats, ended: &[String]) -> Vec<String> {
 }
 
 fn reasons(stats: &Stats) -> impl Iterator<Item = String> {
-    stats
-        .reasons
-        .iter()
-        .map(|(reason, count)| format!("  {} x {reason}", thousands(*count)))
+    stats.reasons.iter().map(|(reason, count)| format!("  {} x {reason}", thousands(*count)))
 }
 
 /// `1,234,567`.
@@ -192,26 +151,15 @@ fn thousands(number: u64) -> String {
 /// Rounded down, so that one failure in a million does not read as 100 %.
 fn percent(share: f64) -> String {
     let hundredths = (share * 10_000.0 + 1e-6).floor() / 100.0;
-    if hundredths >= 100.0 {
-        "100 %".to_owned()
-    } else {
-        format!("{hundredths:.2} %")
-    }
+    if hundredths >= 100.0 { "100 %".to_owned() } else { format!("{hundredths:.2} %") }
 }
 
 fn share(count: u64, all: u64) -> String {
-    if all == 0 {
-        "-".to_owned()
-    } else {
-        format!("{:.0} %", count as f64 * 100.0 / all as f64)
-    }
+    if all == 0 { "-".to_owned() } else { format!("{:.0} %", count as f64 * 100.0 / all as f64) }
 }
 
 fn millis(duration: Option<Duration>) -> String {
-    duration.map_or_else(
-        || "-".to_owned(),
-        |duration| format!("{:.1} ms", duration.as_secs_f64() * 1000.0),
-    )
+    duration.map_or_else(|| "-".to_owned(), |duration| format!("{:.1} ms", duration.as_secs_f64() * 1000.0))
 }
 
 #[cfg(test)]
@@ -235,34 +183,16 @@ mod tests {
     fn a_run_in_which_everything_answered_has_no_problem_and_each_defect_is_one() {
         assert_eq!(problems(&good(), &[]), Vec::<String>::new());
         let mut failed = good();
-        failed.count(
-            SERVICES[0],
-            NODES[0],
-            Duration::ZERO,
-            Err("status 502".to_owned()),
-        );
+        failed.count(SERVICES[0], NODES[0], Duration::ZERO, Err("status 502".to_owned()));
         assert_eq!(problems(&failed, &[]), ["1 requests failed"]);
         let mut silent = good();
         silent.pods.remove("echo-b");
-        assert_eq!(
-            problems(&silent, &[]),
-            ["these pods never answered: echo-b"]
-        );
+        assert_eq!(problems(&silent, &[]), ["these pods never answered: echo-b"]);
         let mut home = good();
         home.answers = [[9, 0, 0], [0, 9, 0], [0, 0, 9]];
-        assert_eq!(
-            problems(&home, &[]),
-            ["no more than half of the requests crossed a link"]
-        );
-        assert_eq!(
-            problems(&good(), &["x".to_owned()]),
-            ["these processes ended: x"]
-        );
-        assert_eq!(
-            problems(&Stats::default(), &[]).len(),
-            5,
-            "nothing asked: 3 services, no link, no pod"
-        );
+        assert_eq!(problems(&home, &[]), ["no more than half of the requests crossed a link"]);
+        assert_eq!(problems(&good(), &["x".to_owned()]), ["these processes ended: x"]);
+        assert_eq!(problems(&Stats::default(), &[]).len(), 5, "nothing asked: 3 services, no link, no pod");
     }
 
     #[test]
@@ -273,11 +203,7 @@ mod tests {
         assert_eq!(end_of(&lines[3], "success"), end_of(&lines[4], "100 %"));
         assert_eq!(end_of(&lines[8], "success"), end_of(&lines[9], "100 %"));
         assert_eq!(end_of(&lines[8], "node-c"), Some(lines[9].len()));
-        let commands = commands(
-            Path::new("/tmp/m"),
-            Path::new("/tmp/l"),
-            Some(("echo-b", 4_194_304)),
-        );
+        let commands = commands(Path::new("/tmp/m"), Path::new("/tmp/l"), Some(("echo-b", 4_194_304)));
         assert!(commands.iter().all(|line| line.len() < 80), "{commands:?}");
     }
 
@@ -285,10 +211,7 @@ mod tests {
     fn numbers_are_written_for_people() {
         assert_eq!(
             ["0", "999", "1,000", "1,234,567"],
-            [0, 999, 1000, 1_234_567]
-                .map(thousands)
-                .each_ref()
-                .map(|s| &**s)
+            [0, 999, 1000, 1_234_567].map(thousands).each_ref().map(|s| &**s)
         );
         assert_eq!(percent(1.0), "100 %");
         assert_eq!(percent(0.999_999), "99.99 %");

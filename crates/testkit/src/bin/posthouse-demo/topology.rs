@@ -17,24 +17,9 @@ pub(crate) struct Node {
 
 /// The nodes.
 pub(crate) const NODES: [Node; 3] = [
-    Node {
-        index: 0,
-        name: "node-a",
-        letter: 'a',
-        third_octet: 1,
-    },
-    Node {
-        index: 1,
-        name: "node-b",
-        letter: 'b',
-        third_octet: 2,
-    },
-    Node {
-        index: 2,
-        name: "node-c",
-        letter: 'c',
-        third_octet: 3,
-    },
+    Node { index: 0, name: "node-a", letter: 'a', third_octet: 1 },
+    Node { index: 1, name: "node-b", letter: 'b', third_octet: 2 },
+    Node { index: 2, name: "node-c", letter: 'c', third_octet: 3 },
 ];
 
 /// The proxies' ports, as on a real node.
@@ -156,9 +141,7 @@ impl Pod {
 
 /// All nine pods.
 pub(crate) fn pods() -> impl Iterator<Item = Pod> {
-    SERVICES
-        .into_iter()
-        .flat_map(|service| NODES.into_iter().map(move |node| Pod { service, node }))
+    SERVICES.into_iter().flat_map(|service| NODES.into_iter().map(move |node| Pod { service, node }))
 }
 
 /// Every address that the demo listens on.

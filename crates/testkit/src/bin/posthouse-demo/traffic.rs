@@ -45,12 +45,7 @@ impl Traffic {
         let (stats, stop) = (Arc::<Mutex<Stats>>::default(), CancellationToken::new());
         let mut clients = JoinSet::new();
         let mut spawn = |service, node, asker| {
-            let ask = Ask {
-                service,
-                node,
-                stats: Arc::clone(&stats),
-                stop: stop.clone(),
-            };
+            let ask = Ask { service, node, stats: Arc::clone(&stats), stop: stop.clone() };
             // One after the other, not all at once: a burst would be measured as the proxies' latency.
             let first = Instant::now() + PAUSE.mul_f64(clients.len() as f64 / CLIENTS as f64);
             clients.spawn(ask.run(asker, first));
@@ -63,11 +58,7 @@ impl Traffic {
             spawn(greeter, node, Asker::greeter(node, greeter, true));
             spawn(greeter, node, Asker::greeter(node, greeter, false));
         }
-        Self {
-            clients,
-            stop,
-            stats,
-        }
+        Self { clients, stop, stats }
     }
 
     /// What was counted until now.
@@ -103,9 +94,7 @@ impl Ask {
             let start = Instant::now();
             let outcome = tokio::time::timeout(REQUEST_TIMEOUT, asker.ask())
                 .await
-                .unwrap_or_else(|_| {
-                    Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()))
-                });
+                .unwrap_or_else(|_| Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())));
             lock(&self.stats).count(self.service, self.node, start.elapsed(), outcome);
         }
     }
@@ -113,70 +102,39 @@ impl Ask {
 
 /// A way of asking, with its connection.
 enum Asker {
-    Http {
-        connection: Connection,
-        protocol: Protocol,
-        echo: bool,
-        asked: u64,
-    },
+    Http { connection: Connection, protocol: Protocol, echo: bool, asked: u64 },
     Grpc(GreeterClient<Channel>),
 }
 
 impl Asker {
     fn hello(node: Node) -> Self {
         let connection = Connection::new(Some(node.client_ip()), node.outbound(), Protocol::Http1);
-        Self::Http {
-            connection,
-            protocol: Protocol::Http1,
-            echo: false,
-            asked: 0,
-        }
+        Self::Http { connection, protocol: Protocol::Http1, echo: false, asked: 0 }
     }
 
     fn echo(node: Node, protocol: Protocol) -> Self {
         let connection = Connection::new(Some(node.client_ip()), node.outbound(), protocol);
-        Self::Http {
-            connection,
-            protocol,
-            echo: true,
-            asked: 0,
-        }
+        Self::Http { connection, protocol, echo: true, asked: 0 }
     }
 
     fn greeter(node: Node, greeter: Service, by_connect: bool) -> Self {
         let authority = format!("{}.demo:{}", greeter.name, greeter.port);
-        let through = ThroughProxy {
-            node,
-            tunnel_to: by_connect.then_some(authority),
-        };
-        let channel =
-            Endpoint::from_static("http://greeter.demo:50051").connect_with_connector_lazy(through);
+        let through = ThroughProxy { node, tunnel_to: by_connect.then_some(authority) };
+        let channel = Endpoint::from_static("http://greeter.demo:50051").connect_with_connector_lazy(through);
         Self::Grpc(GreeterClient::new(channel))
     }
 
     /// One request: who answered, or why nobody did.
     async fn ask(&mut self) -> Result<Place, String> {
         match self {
-            Self::Http {
-                connection,
-                protocol,
-                echo,
-                asked,
-            } => {
+            Self::Http { connection, protocol, echo, asked } => {
                 *asked += 1;
                 let body = echo.then(|| format!("letter {asked}"));
                 let request = http_request(*protocol, body.as_deref());
-                let (head, answer) = connection
-                    .send(request)
-                    .await
-                    .map_err(|error| in_one_line(&*error))?;
+                let (head, answer) = connection.send(request).await.map_err(|error| in_one_line(&*error))?;
                 if head.status != StatusCode::OK {
                     let text = String::from_utf8_lossy(&answer);
-                    return Err(format!(
-                        "status {}: {}",
-                        head.status.as_u16(),
-                        text.trim_end()
-                    ));
+                    return Err(format!("status {}: {}", head.status.as_u16(), text.trim_end()));
                 }
                 match body {
                     Some(body) => read_echo(&answer, &body),
@@ -185,10 +143,7 @@ impl Asker {
                 .ok_or_else(|| "an answer that the workload did not write".to_owned())
             }
             Self::Grpc(client) => {
-                let request = HelloRequest {
-                    name: "demo".to_owned(),
-                    ..HelloRequest::default()
-                };
+                let request = HelloRequest { name: "demo".to_owned(), ..HelloRequest::default() };
                 match client.say_hello(request).await {
                     Ok(reply) => {
                         let reply = reply.into_inner();
@@ -208,15 +163,11 @@ fn http_request(protocol: Protocol, body: Option<&str>) -> Request<Full<Bytes>> 
         None => ("GET", "http://hello.demo/", "hello.demo"),
         Some(_) => ("POST", "http://echo.demo/letters", "echo.demo"),
     };
-    let mut request = Request::new(Full::new(Bytes::copy_from_slice(
-        body.unwrap_or_default().as_bytes(),
-    )));
+    let mut request = Request::new(Full::new(Bytes::copy_from_slice(body.unwrap_or_default().as_bytes())));
     *request.method_mut() = method.parse().unwrap_or_default();
     *request.uri_mut() = Uri::from_static(uri);
     if protocol == Protocol::Http1 {
-        request
-            .headers_mut()
-            .insert(http::header::HOST, http::HeaderValue::from_static(host));
+        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static(host));
     }
     request
 }
