@@ -233,13 +233,12 @@ impl Scanner {
             Ok(()) => self.writer.board.mended(&self.source, "folder"),
             Err(text) => self.writer.board.problem(&self.source, "folder", &text),
         }
-        self.writer.view.set_complete();
-        self.writer.publish();
-        self.writer.board.set_complete();
         for kind in Kind::ALL {
             self.writer.board.heard(kind);
             self.writer.board.listed_once(kind);
         }
+        self.writer.view.set_complete();
+        self.writer.publish();
     }
 }
 

@@ -218,8 +218,14 @@ impl Board {
         }
     }
 
+    /// Every kind is known.
     pub(crate) fn set_complete(&self) {
-        self.lock().complete = true;
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.complete, true) {
+            let objects: usize = state.watches.iter().map(|watch| watch.objects).sum();
+            drop(state);
+            tracing::info!(source = self.source, objects, "discovery has its first complete view");
+        }
     }
 
     pub(crate) fn set_objects(&self, kind: Kind, objects: usize) {

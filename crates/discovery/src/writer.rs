@@ -49,14 +49,12 @@ impl Writer {
         }
     }
 
-    /// Rebuilds what changed and makes it the newest directory, if anything did.
+    /// Rebuilds what changed and makes it the newest directory, if anything did. Whoever sees the new directory finds its
+    /// work and problems on the board already.
     pub(crate) fn publish(&mut self) {
         let settled = self.view.settle();
         self.work.rebuilt += settled.rebuilt;
-        if settled.changed {
-            self.handle.publish(self.view.directory().clone());
-            self.work.published += 1;
-        }
+        self.work.published += u64::from(settled.changed);
         if let Some(notes) = settled.peer_notes {
             for note in &notes {
                 self.board.problem(PEERS, note, "it is no peer until that is mended");
@@ -67,5 +65,11 @@ impl Writer {
             self.board.set_objects(kind, self.view.len(kind));
         }
         self.board.count(std::mem::take(&mut self.work));
+        if self.view.directory().complete {
+            self.board.set_complete();
+        }
+        if settled.changed {
+            self.handle.publish(self.view.directory().clone());
+        }
     }
 }

@@ -146,9 +146,6 @@ impl Feed {
             state.writer.view.set_complete();
         }
         state.writer.publish();
-        if state.listed == [true; 4] {
-            state.writer.board.set_complete();
-        }
         Ok(())
     }
 
@@ -197,7 +194,6 @@ impl Feed {
         }
         state.writer.view.set_complete();
         state.writer.publish();
-        state.writer.board.set_complete();
         tracing::warn!(objects = found, "the API did not answer at once: serving by the snapshot of the last run");
         Ok(())
     }

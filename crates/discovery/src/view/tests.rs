@@ -259,6 +259,28 @@ fn peers_are_one_a_node_at_the_nodes_own_address() {
     assert_eq!(peers(&view).len(), 1, "an address that is the node's no more is no peer's");
 }
 
+#[test]
+fn an_address_of_two_nodes_or_pods_stays_known_when_one_of_them_goes() {
+    // A machine joins under a new name while its old Node still gets updates; then the old one is deleted. Its address
+    // must not become one that endpoints may have.
+    let mut view = view();
+    view.take(&node("old", "10.0.0.2", "10.2.0.0/24"));
+    view.take(&node("new", "10.0.0.2", "10.3.0.0/24"));
+    view.take(&node("old", "10.0.0.2", "10.4.0.0/24"));
+    view.drop_object(Kind::Node, "old");
+    let ip = "10.0.0.2".parse().unwrap();
+    assert_eq!(view.directory().node_by_ip(ip).map(|node| &*node.name), Some("new"));
+    view.take(&node("new", "10.0.0.3", "10.3.0.0/24"));
+    assert!(view.directory().node_by_ip(ip).is_none());
+
+    view.take(&pod("first", "u1", "10.1.0.9", false));
+    view.take(&pod("second", "u2", "10.1.0.9", false));
+    view.take(&pod("first", "u3", "10.1.0.9", false));
+    view.drop_object(Kind::Pod, "shop/first");
+    let ip = "10.1.0.9".parse().unwrap();
+    assert_eq!(view.directory().pod_by_ip(ip).map(|pod| &*pod.id.uid), Some("u2"));
+}
+
 /// Objects that get into each other's way: few names, few addresses.
 fn any_object() -> impl Strategy<Value = String> {
     let names = || prop::sample::select(vec!["a", "b"]);
