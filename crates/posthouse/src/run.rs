@@ -35,15 +35,6 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     logging::install(&config.log, config.log_format)?;
     logging::install_panic_hook();
     let open_files = process::raise_open_files();
-    tracing::info!(
-        version = VERSION,
-        node = config.node_name,
-        node_ips = ?config.node_ips,
-        source = %config.source,
-        workers = config.workers,
-        open_files_limit = open_files,
-        "starting"
-    );
     let recorder = Recorder::install()?;
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -51,12 +42,17 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("the control runtime cannot start")?;
-    let outcome = control.block_on(serve(config, recorder, started));
+    let outcome = control.block_on(serve(config, recorder, open_files, started));
     control.shutdown_timeout(CONTROL_STOP);
     outcome
 }
 
-async fn serve(config: Config, recorder: Recorder, started: SystemTime) -> Result<(), Failure> {
+async fn serve(
+    config: Config,
+    recorder: Recorder,
+    open_files: Option<u64>,
+    started: SystemTime,
+) -> Result<(), Failure> {
     let mut signals = Signals::install()?;
     let readiness = Readiness::default();
     let loading = readiness
@@ -69,6 +65,16 @@ async fn serve(config: Config, recorder: Recorder, started: SystemTime) -> Resul
     }
     let directory = DirectoryHandle::default();
     let discovery = discover(&config, &directory).await?;
+    // From here on there is something to log; what was wrong so far is told by one line alone.
+    tracing::info!(
+        version = VERSION,
+        node = config.node_name,
+        node_ips = ?config.node_ips,
+        source = %config.source,
+        workers = config.workers,
+        open_files_limit = open_files,
+        "starting"
+    );
     let proxy = data_plane(&config, &directory);
     let control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, started)?;
 
@@ -85,29 +91,29 @@ async fn serve(config: Config, recorder: Recorder, started: SystemTime) -> Resul
     let workers = Workers::start(&proxy, config.workers, &config.outbound_listen, config.link_listen)
         .map_err(anyhow::Error::from)?;
     drop(binding);
+    let size = directory.load().size();
     tracing::info!(
         outbound = ?workers.outbound_addresses(),
         link = %workers.link_address(),
-        directory = ?directory.load().size(),
+        services = size.services,
+        endpoints = size.endpoints,
         "ready"
     );
 
     let signal = signals.next().await;
     let _draining = readiness.pending("draining: the process was told to end");
     tracing::info!(signal, deadline = ?config.drain, "draining: listeners close, requests in flight may finish");
-    let outcome = tokio::select! {
-        in_time = workers.drain(config.drain) => {
-            if in_time {
-                tracing::info!("ended, every request was finished");
-            } else {
-                tracing::warn!("ended at the deadline, requests in flight were cut off");
-            }
-            Ok(())
-        }
-        _ = signals.next() => Err(Failure::Forced),
+    let in_time = tokio::select! {
+        in_time = workers.drain(config.drain) => in_time,
+        _ = signals.next() => return Err(Failure::Forced),
     };
+    if in_time {
+        tracing::info!("ended, every request was finished");
+    } else {
+        tracing::warn!("ended at the deadline, requests in flight were cut off");
+    }
     control.stop().await;
-    outcome
+    Ok(())
 }
 
 /// Starts to fill the directory. What only a change of flags or folders can mend is a usage error.

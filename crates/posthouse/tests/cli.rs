@@ -57,7 +57,7 @@ fn what_is_wrong_is_said_on_one_line_with_exit_code_64() {
         (&["run", node[0], node[1], "--source=dir:/proc/version"], "/proc/version"),
     ];
     for (arguments, word) in cases {
-        let output = posthouse(arguments, &[("POSTHOUSE_LOG", "error")]);
+        let output = posthouse(arguments, &[]);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", line(&output));
         let line = line(&output);
         assert!(line.starts_with("posthouse: ") && line.contains(word), "{arguments:?}: {line}");
@@ -78,7 +78,7 @@ fn a_wrong_variable_is_named_as_such() {
 fn an_address_that_cannot_be_listened_on_is_named_with_exit_code_1() {
     let folder = tempfile::tempdir().unwrap();
     let source = format!("--source=dir:{}", folder.path().display());
-    let arguments = ["run", "--node-name=a", "--node-ip=192.0.2.1", &source, "--log=error"];
+    let arguments = ["run", "--node-name=a", "--node-ip=192.0.2.1", &source];
     let output = posthouse(&arguments, &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(line(&output).contains("192.0.2.1:4141"), "{}", line(&output));

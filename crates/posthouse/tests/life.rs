@@ -1,10 +1,10 @@
 //! The whole program from its start to its end: a folder of manifests, all listeners on ports that the system chooses,
-//! readiness, a change of the folder, SIGTERM. Addresses are read from the program's own log.
+//! readiness, a change of the folder, requests in flight, SIGTERM. Addresses are read from the program's own log.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails in a helper fails its test")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,25 +14,32 @@ use serde_json::Value;
 /// Far longer than anything here takes; only a hang meets it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const MANIFESTS: &str = r#"
+/// One node, whose pods live on 127.0.1.0/24, and the Service shop/web with one pod at `pod`.
+fn manifests(pod: SocketAddr) -> String {
+    format!(
+        r#"
 apiVersion: v1
 kind: Node
-metadata: {name: node-a}
-spec: {podCIDR: 127.0.1.0/24}
-status: {addresses: [{type: InternalIP, address: 127.0.0.1}]}
+metadata: {{name: node-a}}
+spec: {{podCIDR: 127.0.1.0/24}}
+status: {{addresses: [{{type: InternalIP, address: 127.0.0.1}}]}}
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: web, namespace: shop}
-spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}
+metadata: {{name: web, namespace: shop}}
+spec: {{clusterIP: 10.96.0.1, ports: [{{name: http, port: 80}}]}}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
 addressType: IPv4
-endpoints: [{addresses: [127.0.1.7], nodeName: node-a, conditions: {ready: true}}]
-ports: [{name: http, port: 8080}]
-"#;
+endpoints: [{{addresses: [{}], nodeName: node-a, conditions: {{ready: true}}}}]
+ports: [{{name: http, port: {}}}]
+"#,
+        pod.ip(),
+        pod.port()
+    )
+}
 
 /// A running posthouse; killed when a test fails.
 struct Posthouse {
@@ -43,7 +50,7 @@ struct Posthouse {
 impl Posthouse {
     fn start(folder: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_posthouse"))
-            .args(["run", "--node-name=node-a", "--node-ip=127.0.0.1", "--workers=1", "--drain=5s"])
+            .args(["run", "--node-name=node-a", "--node-ip=127.0.0.1", "--workers=1", "--drain=10m"])
             .args(["--outbound-listen=127.0.0.1:0", "--link-listen=127.0.0.1:0"])
             .args(["--admin-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--log-format=json"])
             .arg(format!("--source=dir:{}", folder.display()))
@@ -124,7 +131,7 @@ fn until(address: SocketAddr, path: &str, fits: impl Fn(u16, &str) -> bool) {
 #[test]
 fn from_a_folder_of_manifests_to_ready_and_with_sigterm_to_exit_code_0() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("all.yaml"), MANIFESTS).unwrap();
+    std::fs::write(folder.path().join("all.yaml"), manifests("127.0.1.7:8080".parse().unwrap())).unwrap();
     let mut posthouse = Posthouse::start(folder.path());
     let health = posthouse.event("admin and metrics listen");
     let (admin, metrics) = (address(&health["admin"]), address(&health["metrics"]));
@@ -145,4 +152,56 @@ fn from_a_folder_of_manifests_to_ready_and_with_sigterm_to_exit_code_0() {
     posthouse.event("draining: listeners close, requests in flight may finish");
     assert_eq!(posthouse.exit_code(), Some(0));
     assert!(TcpStream::connect(metrics).is_err());
+}
+
+/// A posthouse that was told to end while its pod has a request and has not answered yet.
+struct Draining {
+    posthouse: Posthouse,
+    client: TcpStream,
+    pod: TcpStream,
+    metrics: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Draining {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.1.7:0").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("all.yaml"), manifests(listener.local_addr().unwrap())).unwrap();
+        let mut posthouse = Posthouse::start(folder.path());
+        let metrics = address(&posthouse.event("admin and metrics listen")["metrics"]);
+        let ready = posthouse.event("ready");
+        let outbound = ready["outbound"].as_str().unwrap().trim_matches(['[', ']']).parse::<SocketAddr>().unwrap();
+        let mut client = TcpStream::connect(outbound).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"GET http://web.shop/ HTTP/1.1\r\nHost: web.shop\r\n\r\n").unwrap();
+        let (mut pod, _) = listener.accept().unwrap();
+        pod.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(pod.read(&mut [0; 1024]).unwrap() > 0, "the pod has the request");
+        posthouse.signal();
+        posthouse.event("draining: listeners close, requests in flight may finish");
+        Self { posthouse, client, pod, metrics, _folder: folder }
+    }
+}
+
+#[test]
+fn a_request_in_flight_is_finished_while_readiness_is_off() {
+    let Draining { mut posthouse, mut client, mut pod, metrics, _folder } = Draining::start();
+    let (status, body) = get(metrics, "/readyz");
+    assert_eq!((status, body.contains("- draining")), (503, true), "{body}");
+    assert_eq!(get(metrics, "/livez").0, 200);
+    pod.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+    let mut answer = String::new();
+    // Up to the end of the connection, which therefore comes by itself.
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+    posthouse.event("ended, every request was finished");
+    assert_eq!(posthouse.exit_code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let Draining { mut posthouse, client: _client, pod: _pod, .. } = Draining::start();
+    posthouse.signal();
+    assert_eq!(posthouse.exit_code(), Some(1));
 }

@@ -1,0 +1,31 @@
+# `make` alone shows the targets. Each does its own set-up on a fresh Debian with a Rust toolchain.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check setup
+
+# Set by `make demo DEMO_SECONDS=15`; the program gets it as a flag, never an empty one.
+unexport DEMO_SECONDS
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## Three nodes on this machine with live traffic and a table; DEMO_SECONDS=15 ends by itself, 0 when all went well
+	cargo build --locked --package posthouse --package posthouse-testkit --bins
+	target/debug/posthouse-demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
+
+test: setup ## Every test: the workspace's own, then real clients (curl, Python's gRPC) against the demo
+	cargo test --locked --workspace
+	cargo build --locked --workspace --bins
+	e2e/demo/run.sh
+
+bench: setup ## Requests a second and CPU a request beside nginx, HAProxy and Envoy (docs/benchmarks.md)
+	benches/run.sh
+
+check: setup ## Formatting, lints, documentation, licences and sources of dependencies
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
+	.ci/deny
+
+setup:
+	@.ci/setup
