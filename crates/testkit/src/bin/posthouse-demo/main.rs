@@ -133,6 +133,7 @@ async fn stand_by(seconds: Option<u64>, stop: &CancellationToken) -> anyhow::Res
 async fn play(cluster: &mut Cluster, seconds: Option<u64>, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     let victim = cluster.children.find(VICTIM).map(|process| (VICTIM, process.pid));
     let mut screen = Screen::new(table::commands(&cluster.source, &cluster.logs, victim));
+    screen.open()?;
     let start = Instant::now();
     let traffic = Traffic::start();
     let mut redraw = tokio::time::interval_at(start + screen.period(), screen.period());

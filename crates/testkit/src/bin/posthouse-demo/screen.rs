@@ -26,6 +26,20 @@ impl Screen {
         if self.terminal { Duration::from_millis(500) } else { Duration::from_secs(5) }
     }
 
+    /// Where there is no terminal, prints the footer at once: a reader of a log should not wait for it.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub(crate) fn open(&mut self) -> io::Result<()> {
+        if self.terminal { Ok(()) } else { self.print_footer() }
+    }
+
+    fn print_footer(&mut self) -> io::Result<()> {
+        self.footer_shown = true;
+        print(&self.footer)?;
+        print(&[String::new()])
+    }
+
     /// Draws the table, above the footer where both fit. Otherwise the footer is printed once, first.
     ///
     /// # Errors
@@ -39,9 +53,7 @@ impl Screen {
         let narrow = self.footer.iter().any(|line| line.chars().count() > width);
         let both = !narrow && table.len() + 2 + self.footer.len() < height;
         if !both && !self.footer_shown {
-            print(&self.footer)?;
-            print(&[String::new()])?;
-            self.footer_shown = true;
+            self.print_footer()?;
         }
         let mut lines = table.to_vec();
         lines.push(String::new());
