@@ -3,6 +3,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench check setup
 
+# Where cargo puts programs. `make test` uses those that the tests were built with: a build without the tests' features
+# would compile half of the tree again.
+BIN := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
+
 # Set by `make demo DEMO_SECONDS=15`; the program gets it as a flag, never an empty one.
 unexport DEMO_SECONDS
 
@@ -11,12 +15,11 @@ help: ## Show this list
 
 demo: setup ## Three nodes on this machine with live traffic and a table; DEMO_SECONDS=15 ends by itself, 0 when all went well
 	cargo build --locked --package posthouse --package posthouse-testkit --bins
-	target/debug/posthouse-demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
+	$(BIN)/posthouse-demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
 test: setup ## Every test: the workspace's own, then real clients (curl, Python's gRPC) against the demo
 	cargo test --locked --workspace
-	cargo build --locked --workspace --bins
-	e2e/demo/run.sh
+	POSTHOUSE_BIN=$(BIN) e2e/demo/run.sh
 
 bench: setup ## Requests a second and CPU a request beside nginx, HAProxy and Envoy (docs/benchmarks.md)
 	benches/run.sh
