@@ -52,14 +52,21 @@ impl fmt::Display for Refusal {
 /// Source: Kubernetes "Ports and Protocols" reference.
 pub const NODE_PORTS: [u16; 12] = [4140, 4141, 9990, 9991, 10248, 10249, 10250, 10255, 10256, 2379, 2380, 2381];
 
-/// Metadata services with addresses of their own: AWS over IPv6, Alibaba Cloud, Oracle Cloud's legacy one, Azure's
-/// platform address. (169.254.169.254 and its kin are link-local.)
-const METADATA: [IpAddr; 4] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254)),
+/// Metadata services with addresses of their own: Alibaba Cloud, Oracle Cloud, Azure's platform address, Google Cloud,
+/// Scaleway, Linode. (169.254.169.254 and its kin are link-local.)
+const METADATA: [IpAddr; 8] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0100, 0, 0, 0, 0, 0x0100, 0x0200)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x0254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x0042)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 0x0001)),
 ];
+
+/// The block of AWS's own services over IPv6: metadata (::254), EKS pod identity (::23), DNS and time.
+const AWS: [u16; 2] = [0xfd00, 0x0ec2];
 
 /// Says whether an endpoint's address may be dialled. `host_network` is true when the endpoint is known to be a
 /// host-network pod on the node that owns the address.
@@ -128,6 +135,8 @@ fn check_v6(ip: Ipv6Addr) -> Result<(), Refusal> {
         Err(Refusal::Unspecified)
     } else if ip.is_multicast() {
         Err(Refusal::Multicast)
+    } else if s[..2] == AWS {
+        Err(Refusal::Metadata)
     } else if s[0] & 0xffc0 == 0xfe80 || s[0] & 0xffc0 == 0xfec0 {
         Err(Refusal::LinkLocal)
     } else if s[..5] == [0; 5] && (s[5] == 0xffff || s[5] == 0)

@@ -259,6 +259,24 @@ pub struct Peer {
 
 type AddressEntries = SmallVec<[(ServiceKey, Arc<Endpoint>); 1]>;
 
+/// Who says that an address is theirs. Addresses are used again, and the news of the old owner's end may come after the
+/// new owner's beginning or its own last update: the latest claim counts, and when it goes the one before counts again.
+type Claims<T> = imbl::HashMap<IpAddr, SmallVec<[T; 1]>>;
+
+fn claim<T: Clone>(claims: &mut Claims<T>, ip: IpAddr, owner: T) {
+    claims.entry(ip).or_default().push(owner);
+}
+
+fn disclaim<T: Clone>(claims: &mut Claims<T>, ip: IpAddr, is_owner: impl Fn(&T) -> bool) {
+    let empty = claims.get_mut(&ip).is_none_or(|owners| {
+        owners.retain(|owner| !is_owner(owner));
+        owners.is_empty()
+    });
+    if empty {
+        claims.remove(&ip);
+    }
+}
+
 /// What this node knows of the cluster. Cheap to clone; see the module's text.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
@@ -267,13 +285,13 @@ pub struct Directory {
     /// Whether every kind of object has been listed once; readiness waits for it.
     pub complete: bool,
     services: imbl::HashMap<ServiceKey, Arc<Service>>,
-    cluster_ips: imbl::HashMap<IpAddr, ServiceKey>,
+    cluster_ips: Claims<ServiceKey>,
     by_address: imbl::HashMap<SocketAddr, AddressEntries>,
     nodes: imbl::HashMap<Arc<str>, Arc<Node>>,
-    node_ips: imbl::HashMap<IpAddr, Arc<str>>,
+    node_ips: Claims<Arc<str>>,
     peers: imbl::HashMap<Arc<str>, Arc<Peer>>,
     pods: imbl::HashMap<Arc<str>, Arc<Pod>>,
-    pod_ips: imbl::HashMap<IpAddr, Arc<Pod>>,
+    pod_ips: Claims<Arc<Pod>>,
     endpoints: usize,
 }
 
@@ -292,7 +310,7 @@ impl Directory {
     /// The Service that owns a cluster address.
     #[must_use]
     pub fn service_by_cluster_ip(&self, ip: IpAddr) -> Option<&Arc<Service>> {
-        self.services.get(self.cluster_ips.get(&ip)?)
+        self.services.get(self.cluster_ips.get(&ip)?.last()?)
     }
 
     /// The endpoints at exactly this address and port, each with its Service's key; more than one Service may share
@@ -325,7 +343,7 @@ impl Directory {
     /// The node that has `ip` as one of its own addresses.
     #[must_use]
     pub fn node_by_ip(&self, ip: IpAddr) -> Option<&Arc<Node>> {
-        self.nodes.get(self.node_ips.get(&ip)?)
+        self.nodes.get(self.node_ips.get(&ip)?.last()?)
     }
 
     /// The proxy of a node.
@@ -342,7 +360,7 @@ impl Directory {
     /// The pod of this node with this address. Host-network pods are not found by address: they share the node's.
     #[must_use]
     pub fn pod_by_ip(&self, ip: IpAddr) -> Option<&Arc<Pod>> {
-        self.pod_ips.get(&ip)
+        self.pod_ips.get(&ip)?.last()
     }
 
     /// A pod of this node by uid.
@@ -374,16 +392,13 @@ impl Directory {
         self.unindex_service(&key);
         if let ServiceKind::ClusterIp(ips) = &service.kind {
             for ip in ips {
-                self.cluster_ips.insert(*ip, Arc::clone(&key));
+                claim(&mut self.cluster_ips, *ip, Arc::clone(&key));
             }
         }
         for port in &service.ports {
             for endpoint in port.endpoints.all() {
                 self.endpoints += 1;
-                self.by_address
-                    .entry(endpoint.address)
-                    .or_default()
-                    .push((Arc::clone(&key), Arc::clone(endpoint)));
+                self.by_address.entry(endpoint.address).or_default().push((Arc::clone(&key), Arc::clone(endpoint)));
             }
         }
         self.services.insert(key, Arc::new(service));
@@ -399,10 +414,7 @@ impl Directory {
         let Some(old) = self.services.get(key).cloned() else { return };
         if let ServiceKind::ClusterIp(ips) = &old.kind {
             for ip in ips {
-                // A newer Service may own the address by now; its entry stays.
-                if self.cluster_ips.get(ip).is_some_and(|owner| &**owner == key) {
-                    self.cluster_ips.remove(ip);
-                }
+                disclaim(&mut self.cluster_ips, *ip, |owner| &**owner == key);
             }
         }
         for port in &old.ports {
@@ -425,7 +437,7 @@ impl Directory {
     pub fn put_node(&mut self, node: Node) {
         self.remove_node(&Arc::clone(&node.name));
         for ip in &node.addresses {
-            self.node_ips.insert(*ip, Arc::clone(&node.name));
+            claim(&mut self.node_ips, *ip, Arc::clone(&node.name));
         }
         self.nodes.insert(Arc::clone(&node.name), Arc::new(node));
     }
@@ -434,9 +446,7 @@ impl Directory {
     pub fn remove_node(&mut self, name: &str) {
         let Some(old) = self.nodes.remove(name) else { return };
         for ip in &old.addresses {
-            if self.node_ips.get(ip).is_some_and(|owner| &**owner == name) {
-                self.node_ips.remove(ip);
-            }
+            disclaim(&mut self.node_ips, *ip, |owner| &**owner == name);
         }
     }
 
@@ -451,19 +461,17 @@ impl Directory {
         let pod = Arc::new(pod);
         if !pod.host_network {
             for ip in &pod.addresses {
-                self.pod_ips.insert(*ip, Arc::clone(&pod));
+                claim(&mut self.pod_ips, *ip, Arc::clone(&pod));
             }
         }
         self.pods.insert(Arc::clone(&pod.id.uid), pod);
     }
 
-    /// Removes a pod of this node. Its address may be a newer pod's by then; that entry stays.
+    /// Removes a pod of this node. Its address may be a newer pod's by then; that stays so.
     pub fn remove_pod(&mut self, uid: &str) {
         let Some(old) = self.pods.remove(uid) else { return };
         for ip in &old.addresses {
-            if self.pod_ips.get(ip).is_some_and(|owner| *owner.id.uid == *uid) {
-                self.pod_ips.remove(ip);
-            }
+            disclaim(&mut self.pod_ips, *ip, |owner| *owner.id.uid == *uid);
         }
     }
 }

@@ -42,7 +42,9 @@ pub enum Unresolved {
         namespace: Option<String>,
     },
     /// The name is complete only with a namespace, and the client has none (not a pod of this node).
-    #[error("the short name '{name}' needs the client's namespace, but the client is not a known pod; write '{name}.<namespace>'")]
+    #[error(
+        "the short name '{name}' needs the client's namespace, but the client is not a known pod; write '{name}.<namespace>'"
+    )]
     NeedsNamespace {
         /// As the client wrote it.
         name: String,
@@ -66,7 +68,9 @@ pub enum Unresolved {
         hostname: String,
     },
     /// A Service of type ExternalName.
-    #[error("Service {service} is an ExternalName for '{target}', which is outside the cluster and refused unless --egress-allow lists it")]
+    #[error(
+        "Service {service} is an ExternalName for '{target}', which is outside the cluster and refused unless --egress-allow lists it"
+    )]
     ExternalName {
         /// namespace/name.
         service: String,
@@ -74,7 +78,9 @@ pub enum Unresolved {
         target: String,
     },
     /// An IP literal that is no Service and no endpoint.
-    #[error("{ip}:{port} is neither a Service's cluster address nor a known endpoint; other addresses are refused unless --egress-allow lists them")]
+    #[error(
+        "{ip}:{port} is neither a Service's cluster address nor a known endpoint; other addresses are refused unless --egress-allow lists them"
+    )]
     UnknownAddress {
         /// The address.
         ip: IpAddr,
@@ -115,14 +121,22 @@ impl Directory {
             return select_port(service, port, default_port, None);
         }
         let port = port.unwrap_or(default_port);
-        if let Some((key, endpoint)) = self.endpoints_at(SocketAddr::new(ip, port)).first() {
+        // Services may share the endpoint: one that may be dialled goes before one that may not (a Service without a
+        // selector can name any address), then the first by name, so that all nodes choose alike.
+        let entries = self.endpoints_at(SocketAddr::new(ip, port));
+        if let Some((key, endpoint)) = entries.iter().min_by_key(|(key, e)| (e.refusal.is_some(), key)) {
             if let Some(refusal) = endpoint.refusal {
                 return Err(Unresolved::Refused { ip, refusal });
             }
             if let Some(service) = self.service(key)
-                && let Some(at) = service.ports.iter().position(|p| p.endpoints.all().iter().any(|e| Arc::ptr_eq(e, endpoint)))
+                && let Some(at) =
+                    service.ports.iter().position(|p| p.endpoints.all().iter().any(|e| Arc::ptr_eq(e, endpoint)))
             {
-                return Ok(Destination { service: Arc::clone(service), port: at, endpoint: Some(Arc::clone(endpoint)) });
+                return Ok(Destination {
+                    service: Arc::clone(service),
+                    port: at,
+                    endpoint: Some(Arc::clone(endpoint)),
+                });
             }
         }
         match address::check(ip, port, false, self) {
@@ -139,10 +153,7 @@ impl Directory {
         namespace: Option<&str>,
         cluster_domain: &str,
     ) -> Result<Destination, Unresolved> {
-        let unknown = || Unresolved::UnknownName {
-            name: written.to_owned(),
-            namespace: namespace.map(str::to_owned),
-        };
+        let unknown = || Unresolved::UnknownName { name: written.to_owned(), namespace: namespace.map(str::to_owned) };
         let lower = written.to_ascii_lowercase();
         // Right to left: cluster domain, "svc", namespace, service, pod hostname.
         let name = lower
@@ -191,14 +202,12 @@ fn select_port(
         return Err(Unresolved::ExternalName { service: name(), target: target.to_string() });
     }
     let wanted = port.unwrap_or(default_port);
-    let at = match service.ports.iter().position(|p| p.port == wanted) {
-        Some(at) => at,
-        None if port.is_none() && service.ports.len() == 1 => 0,
-        None => {
-            let ports: Vec<String> = service.ports.iter().map(|p| p.port.to_string()).collect();
-            let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
-            return Err(Unresolved::UnknownPort { service: name(), port: wanted, ports });
-        }
+    let by_number = service.ports.iter().position(|p| p.port == wanted);
+    let only_one = || (port.is_none() && service.ports.len() == 1).then_some(0);
+    let Some(at) = by_number.or_else(only_one).or_else(|| headless_port(service, wanted)) else {
+        let ports: Vec<String> = service.ports.iter().map(|p| p.port.to_string()).collect();
+        let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
+        return Err(Unresolved::UnknownPort { service: name(), port: wanted, ports });
     };
     let endpoint = match hostname {
         None => None,
@@ -213,4 +222,11 @@ fn select_port(
         ),
     };
     Ok(Destination { service: Arc::clone(service), port: at, endpoint })
+}
+
+/// The port of a headless Service whose pods listen on `wanted`: without a cluster address nothing translates ports, so
+/// clients write the pods' own.
+fn headless_port(service: &Service, wanted: u16) -> Option<usize> {
+    let listens = |p: &ServicePort| p.endpoints.all().iter().any(|e| e.address.port() == wanted);
+    (service.kind == ServiceKind::Headless).then(|| service.ports.iter().position(listens)).flatten()
 }

@@ -3,9 +3,7 @@
 
 use bytes::BytesMut;
 use http::HeaderMap;
-use posthouse_proxy::h1::{
-    CHUNK_END, Chunk, ChunkDecoder, ChunkError, write_chunk_head, write_last_chunk,
-};
+use posthouse_proxy::h1::{CHUNK_END, Chunk, ChunkDecoder, ChunkError, write_chunk_head, write_last_chunk};
 use proptest::prelude::*;
 
 use crate::corpus::{read, unescape};
@@ -21,31 +19,17 @@ enum Outcome {
 #[test]
 fn bodies_are_decoded_or_refused_as_the_corpus_says() {
     let entries = read(include_str!("../data/chunked_bodies.txt"));
-    assert!(
-        entries.len() >= 55,
-        "the corpus has shrunk to {}",
-        entries.len()
-    );
+    assert!(entries.len() >= 55, "the corpus has shrunk to {}", entries.len());
     for entry in &entries {
         let whole = decode([&entry.bytes[..]]);
         match (&whole, entry.refusal()) {
             (Outcome::Refused(error), Some(words)) => assert_eq!(words, [error], "{}", entry.name),
             (Outcome::More, None) => assert_eq!(entry.expect, "more", "{}", entry.name),
             (Outcome::Body(body, trailers, used), None) => {
-                let (want, rest) = entry
-                    .expect
-                    .split_once(" rest=")
-                    .unwrap_or((&entry.expect, "0"));
-                let want = want
-                    .strip_prefix("body=")
-                    .unwrap_or_else(|| panic!("{}: {whole:?}", entry.name));
+                let (want, rest) = entry.expect.split_once(" rest=").unwrap_or((&entry.expect, "0"));
+                let want = want.strip_prefix("body=").unwrap_or_else(|| panic!("{}: {whole:?}", entry.name));
                 assert_eq!(body, &unescape(want), "{}", entry.name);
-                assert_eq!(
-                    entry.bytes.len() - used,
-                    rest.parse::<usize>().unwrap(),
-                    "{}",
-                    entry.name
-                );
+                assert_eq!(entry.bytes.len() - used, rest.parse::<usize>().unwrap(), "{}", entry.name);
                 assert_eq!(trailers, &entry.carried, "{}", entry.name);
             }
             _ => panic!("{}: expected '{}', got {whole:?}", entry.name, entry.expect),
@@ -56,12 +40,7 @@ fn bodies_are_decoded_or_refused_as_the_corpus_says() {
                 assert_eq!(decode([head, tail]), whole, "{} cut at {at}", entry.name);
             }
         }
-        assert_eq!(
-            decode(entry.bytes.chunks(1)),
-            whole,
-            "{} byte by byte",
-            entry.name
-        );
+        assert_eq!(decode(entry.bytes.chunks(1)), whole, "{} byte by byte", entry.name);
     }
 }
 
@@ -80,14 +59,7 @@ fn the_end_is_told_again_and_takes_nothing() {
 #[test]
 fn a_written_trailer_section_leaves_out_what_may_not_be_one() {
     let mut trailers = HeaderMap::new();
-    for name in [
-        "x-sum",
-        "content-length",
-        "host",
-        "set-cookie",
-        "te",
-        "posthouse-load",
-    ] {
+    for name in ["x-sum", "content-length", "host", "set-cookie", "te", "posthouse-load"] {
         trailers.insert(name, "1".parse().unwrap());
     }
     let mut out = BytesMut::new();
@@ -176,9 +148,7 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
                 }
                 Ok(Chunk::End(trailers)) => {
                     let trailers = trailers.into_iter().flat_map(|map| {
-                        map.iter()
-                            .map(|(n, v)| (n.to_string(), v.as_bytes().to_vec()))
-                            .collect::<Vec<_>>()
+                        map.iter().map(|(n, v)| (n.to_string(), v.as_bytes().to_vec())).collect::<Vec<_>>()
                     });
                     return Outcome::Body(body, trailers.collect(), fed - buf.len());
                 }
@@ -208,10 +178,7 @@ fn reference(wire: &[u8]) -> Option<Result<(Vec<u8>, usize), ()>> {
         };
         let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
         let extension = &line[digits..];
-        let blanks = extension
-            .iter()
-            .take_while(|b| matches!(b, b' ' | b'\t'))
-            .count();
+        let blanks = extension.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
         let starts_well = extension.is_empty() || extension.get(blanks) == Some(&b';');
         let allowed = |b: &u8| *b == b'\t' || (b' '..0x7f).contains(b) || *b >= 0x80;
         if !(1..=16).contains(&digits) || !starts_well || !extension.iter().all(allowed) {
@@ -223,9 +190,7 @@ fn reference(wire: &[u8]) -> Option<Result<(Vec<u8>, usize), ()>> {
         }
         at = line_end + 1;
         if size == 0 {
-            return wire[at..]
-                .starts_with(b"\r\n")
-                .then_some(Ok((body, at + 2)));
+            return wire[at..].starts_with(b"\r\n").then_some(Ok((body, at + 2)));
         }
         let data_end = at.checked_add(usize::try_from(size).unwrap())?;
         if wire.len() < data_end + 2 {

@@ -14,9 +14,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// The words of the expectation after `refuse`, if it is one.
     pub(crate) fn refusal(&self) -> Option<Vec<&str>> {
-        self.expect
-            .strip_prefix("refuse ")
-            .map(|rest| rest.split(' ').collect())
+        self.expect.strip_prefix("refuse ").map(|rest| rest.split(' ').collect())
     }
 }
 
@@ -29,25 +27,17 @@ pub(crate) fn read(text: &str) -> Vec<Entry> {
         }
         let (mark, rest) = (line.as_bytes()[0], line.get(2..).unwrap_or_default());
         if mark == b'?' {
-            entries.push(Entry {
-                name: rest.to_owned(),
-                ..Entry::default()
-            });
+            entries.push(Entry { name: rest.to_owned(), ..Entry::default() });
             continue;
         }
-        let entry = entries
-            .last_mut()
-            .unwrap_or_else(|| panic!("line {}: no entry has begun", number + 1));
+        let entry = entries.last_mut().unwrap_or_else(|| panic!("line {}: no entry has begun", number + 1));
         match mark {
             b'@' => entry.method = Some(rest.to_owned()),
             b'<' => entry.bytes.extend(unescape(rest)),
             b'>' => entry.expect = String::from_utf8(unescape(rest)).unwrap(),
             b'+' => {
                 let (name, value) = rest.split_once(':').unwrap();
-                entry.carried.push((
-                    name.to_owned(),
-                    unescape(value.strip_prefix(' ').unwrap_or(value)),
-                ));
+                entry.carried.push((name.to_owned(), unescape(value.strip_prefix(' ').unwrap_or(value))));
             }
             b'-' => entry.gone.push(rest.to_owned()),
             _ => panic!("line {}: unknown mark in '{line}'", number + 1),

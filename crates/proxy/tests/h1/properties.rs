@@ -5,8 +5,8 @@ use bytes::BytesMut;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use posthouse_proxy::h1::{
-    BodyLength, HeadScan, RequestHead, ResponseHead, TargetForm, parse_request, parse_response,
-    strip_hop_by_hop, write_interim_head, write_request_head, write_response_head,
+    BodyLength, HeadScan, RequestHead, ResponseHead, TargetForm, parse_request, parse_response, strip_hop_by_hop,
+    write_interim_head, write_request_head, write_response_head,
 };
 use proptest::prelude::*;
 
@@ -14,18 +14,14 @@ use crate::heads::same_when_cut;
 
 fn request(bytes: &[u8]) -> RequestHead {
     let mut buf = BytesMut::from(bytes);
-    let head = parse_request(&mut buf, &mut HeadScan::new())
-        .unwrap()
-        .unwrap();
+    let head = parse_request(&mut buf, &mut HeadScan::new()).unwrap().unwrap();
     assert!(buf.is_empty());
     head
 }
 
 fn response(bytes: &[u8], method: &Method) -> ResponseHead {
     let mut buf = BytesMut::from(bytes);
-    let head = parse_response(&mut buf, &mut HeadScan::new(), method)
-        .unwrap()
-        .unwrap();
+    let head = parse_response(&mut buf, &mut HeadScan::new(), method).unwrap().unwrap();
     assert!(buf.is_empty());
     head
 }
@@ -37,15 +33,7 @@ pub(crate) fn rewrite(head: &RequestHead) -> BytesMut {
         TargetForm::Authority => (head.authority.as_str(), head.authority.as_str()),
         _ => (head.path.as_str(), head.authority.as_str()),
     };
-    write_request_head(
-        &mut out,
-        &head.method,
-        path,
-        host,
-        &head.headers,
-        head.body,
-        head.upgrade.as_ref(),
-    );
+    write_request_head(&mut out, &head.method, path, host, &head.headers, head.body, head.upgrade.as_ref());
     out
 }
 
@@ -72,10 +60,7 @@ fn fields() -> impl Strategy<Value = HeaderMap> {
     prop::collection::vec((name, value), 0..12).prop_map(|fields| {
         let mut map = HeaderMap::new();
         for (name, value) in fields {
-            map.append(
-                HeaderName::from_bytes(name.as_bytes()).unwrap(),
-                HeaderValue::from_bytes(&value).unwrap(),
-            );
+            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(&value).unwrap());
         }
         map
     })
@@ -224,9 +209,7 @@ fn hop_by_hop() -> impl Strategy<Value = (&'static str, &'static str)> {
         ("proxy", "x"),
         ("posthouse-target", "x"),
     ])
-    .prop_filter("only valid values", |(_, value)| {
-        HeaderValue::from_str(value).is_ok()
-    })
+    .prop_filter("only valid values", |(_, value)| HeaderValue::from_str(value).is_ok())
     // A field that Connection names is one only beside that Connection.
     .prop_filter("named alone", |(name, _)| *name != "x-hop")
 }
@@ -274,26 +257,20 @@ pub(crate) fn pieces() -> impl Strategy<Value = Vec<u8>> {
     ];
     let odd = ["\r", "\n", "\0", " ", "\t", ":", ",", "\r\n\r\n", "chunked"];
     let line = prop_oneof![12 => prop::sample::select(lines.to_vec()), 1 => prop::sample::select(odd.to_vec())];
-    (
-        prop::sample::select(starts.to_vec()),
-        prop::bool::weighted(0.9),
-        prop::collection::vec(line, 0..7),
-    )
-        .prop_map(|(start, host, lines)| {
+    (prop::sample::select(starts.to_vec()), prop::bool::weighted(0.9), prop::collection::vec(line, 0..7)).prop_map(
+        |(start, host, lines)| {
             let host = if host { "Host: web\r\n" } else { "" };
             [start, host, &lines.concat(), "\r\n"].concat().into_bytes()
-        })
+        },
+    )
 }
 
 #[test]
 fn stripping_takes_what_connection_names_and_keeps_te_trailers() {
     let mut map = HeaderMap::new();
-    for (name, value) in [
-        ("connection", "x-hop , content-length"),
-        ("x-hop", "1"),
-        ("content-length", "5"),
-        ("x-end", "2"),
-    ] {
+    for (name, value) in
+        [("connection", "x-hop , content-length"), ("x-hop", "1"), ("content-length", "5"), ("x-end", "2")]
+    {
         map.append(name, HeaderValue::from_static(value));
     }
     map.insert("te", HeaderValue::from_static("trailers"));
@@ -314,22 +291,11 @@ fn responses_say_what_becomes_of_the_connection() {
         let mut out = BytesMut::new();
         let upgrade = upgrade.map(HeaderValue::from_static);
         let status = StatusCode::from_u16(status).unwrap();
-        write_response_head(
-            &mut out,
-            status,
-            &headers,
-            body,
-            keep_alive,
-            http10,
-            upgrade.as_ref(),
-        );
+        write_response_head(&mut out, status, &headers, body, keep_alive, http10, upgrade.as_ref());
         String::from_utf8(out.to_vec()).unwrap()
     };
     let length = BodyLength::Length(5);
-    assert_eq!(
-        written(200, length, true, false, None),
-        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
-    );
+    assert_eq!(written(200, length, true, false, None), "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
     assert_eq!(
         written(404, length, false, false, None),
         "HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\nconnection: close\r\n\r\n"
@@ -348,18 +314,12 @@ fn responses_say_what_becomes_of_the_connection() {
         "HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n",
         "HEAD and 304 tell the length of what they do not carry"
     );
-    assert_eq!(
-        written(204, BodyLength::None, true, false, None),
-        "HTTP/1.1 204 No Content\r\n\r\n"
-    );
+    assert_eq!(written(204, BodyLength::None, true, false, None), "HTTP/1.1 204 No Content\r\n\r\n");
     assert_eq!(
         written(101, BodyLength::None, true, false, Some("websocket")),
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
     );
-    assert_eq!(
-        written(799, length, true, false, None),
-        "HTTP/1.1 799 \r\ncontent-length: 5\r\n\r\n"
-    );
+    assert_eq!(written(799, length, true, false, None), "HTTP/1.1 799 \r\ncontent-length: 5\r\n\r\n");
     let mut out = BytesMut::new();
     write_interim_head(&mut out, StatusCode::EARLY_HINTS, &HeaderMap::new());
     assert_eq!(out, "HTTP/1.1 103 Early Hints\r\n\r\n");

@@ -11,9 +11,7 @@ use http_body_util::Empty;
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use posthouse_proxy::h1::{
-    BodyLength, HeadScan, MAX_FIELDS, RequestHead, TargetForm, parse_request,
-};
+use posthouse_proxy::h1::{BodyLength, HeadScan, MAX_FIELDS, RequestHead, TargetForm, parse_request};
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 
@@ -33,9 +31,7 @@ struct Seen {
 
 /// Gives `bytes` to a hyper server; `None` when it did not take them as a request.
 fn hyper_sees(bytes: &[u8]) -> Option<Seen> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let seen = Rc::new(RefCell::new(None));
         let (mut client, server) = tokio::io::duplex(256 * 1024);
@@ -67,23 +63,13 @@ fn hyper_sees(bytes: &[u8]) -> Option<Seen> {
 }
 
 fn ours(bytes: &[u8]) -> Option<RequestHead> {
-    parse_request(&mut BytesMut::from(bytes), &mut HeadScan::new())
-        .ok()
-        .flatten()
+    parse_request(&mut BytesMut::from(bytes), &mut HeadScan::new()).ok().flatten()
 }
 
 /// Fails unless hyper's view of the same bytes is ours.
 fn agree(ours: &RequestHead, hyper: &Seen, what: &str) {
     assert_eq!(ours.method, hyper.method, "{what}");
-    assert_eq!(
-        if ours.http10 {
-            Version::HTTP_10
-        } else {
-            Version::HTTP_11
-        },
-        hyper.version,
-        "{what}"
-    );
+    assert_eq!(if ours.http10 { Version::HTTP_10 } else { Version::HTTP_11 }, hyper.version, "{what}");
     let length = match ours.body {
         BodyLength::None => Some(0),
         BodyLength::Length(length) => Some(length),
@@ -94,11 +80,7 @@ fn agree(ours: &RequestHead, hyper: &Seen, what: &str) {
     match ours.form {
         TargetForm::Origin | TargetForm::Asterisk => {
             assert_eq!(hyper.target.path_and_query(), Some(&ours.path), "{what}");
-            assert_eq!(
-                hyper.host.as_deref(),
-                Some(ours.authority.as_str().as_bytes()),
-                "{what}"
-            );
+            assert_eq!(hyper.host.as_deref(), Some(ours.authority.as_str().as_bytes()), "{what}");
         }
         TargetForm::Absolute => {
             assert_eq!(hyper.target.authority(), Some(&ours.authority), "{what}");
@@ -129,16 +111,10 @@ fn hyper_and_we_agree_on_the_corpus() {
             both += 1;
         }
         let written = rewrite(&head);
-        let seen = hyper_sees(&written)
-            .unwrap_or_else(|| panic!("hyper does not read what we wrote: {}", entry.name));
+        let seen = hyper_sees(&written).unwrap_or_else(|| panic!("hyper does not read what we wrote: {}", entry.name));
         let again = ours(&written).unwrap();
         agree(&again, &seen, &format!("{} rewritten", entry.name));
-        assert_eq!(
-            (again.body, &again.path),
-            (head.body, &head.path),
-            "{}",
-            entry.name
-        );
+        assert_eq!((again.body, &again.path), (head.body, &head.path), "{}", entry.name);
     }
     assert!(both > 70, "hyper took only {both} of those that we take");
 }
