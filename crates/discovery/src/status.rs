@@ -79,6 +79,9 @@ pub struct Status {
     pub problems_dropped: u64,
     /// Counters since the start.
     pub work: Work,
+    /// Seconds that the last change took from plain objects to the published directory.
+    #[serde(serialize_with = "seconds")]
+    pub last_publish: Option<Duration>,
 }
 
 /// One kind of object.
@@ -107,7 +110,7 @@ pub struct WatchStatus {
 
 fn seconds<S: serde::Serializer>(age: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     match age {
-        Some(age) => to.serialize_some(&((age.as_secs_f64() * 1000.0).round() / 1000.0)),
+        Some(age) => to.serialize_some(&((age.as_secs_f64() * 1e6).round() / 1e6)),
         None => to.serialize_none(),
     }
 }
@@ -163,6 +166,7 @@ struct State {
     problems: BTreeMap<(String, String), (String, SystemTime)>,
     dropped: u64,
     work: Work,
+    last_publish: Option<Duration>,
 }
 
 #[derive(Clone, Default)]
@@ -215,6 +219,7 @@ impl Board {
             problems,
             problems_dropped: state.dropped,
             work: state.work,
+            last_publish: state.last_publish,
         }
     }
 
@@ -282,6 +287,11 @@ impl Board {
         work.skipped += add.skipped;
         work.rebuilt += add.rebuilt;
         work.published += add.published;
+    }
+
+    /// A directory was published after so long.
+    pub(crate) fn published(&self, took: Duration) {
+        self.lock().last_publish = Some(took);
     }
 
     /// Notes a problem and logs it, once as long as it stays the same.

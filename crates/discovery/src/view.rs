@@ -228,16 +228,6 @@ impl View {
         };
         self.touch_host_network(&old);
         self.directory.remove_pod(&old.id.uid);
-        // Two Pods may show one address while one follows the other; the one that is left must have it. A node has few
-        // Pods, and few share.
-        for ip in &old.addresses {
-            if !old.host_network && self.directory.pod_by_ip(*ip).is_none() {
-                let heir = self.pods.values().find(|pod| !pod.host_network && pod.addresses.contains(ip));
-                if let Some(heir) = heir {
-                    self.directory.put_pod(Pod::clone(heir));
-                }
-            }
-        }
         self.changed = true;
         true
     }
@@ -260,7 +250,6 @@ impl View {
         self.touch_node(old.as_deref(), Some(&node));
         self.directory.put_node(node.clone());
         self.nodes.insert(name, Arc::new(node));
-        self.keep_node_addresses(old.as_deref());
         self.changed = true;
         true
     }
@@ -271,21 +260,8 @@ impl View {
         };
         self.touch_node(Some(&old), None);
         self.directory.remove_node(name);
-        self.keep_node_addresses(Some(&old));
         self.changed = true;
         true
-    }
-
-    /// Two Nodes may show one address while one follows the other. When one lets go of it, it must stay known as a
-    /// node's: what is a node's is refused to endpoints. Such Nodes are rare, so their search may cost a walk.
-    fn keep_node_addresses(&mut self, old: Option<&Node>) {
-        for ip in old.into_iter().flat_map(|old| &old.addresses) {
-            if self.directory.node_by_ip(*ip).is_none()
-                && let Some(heir) = self.nodes.values().find(|node| node.addresses.contains(ip))
-            {
-                self.directory.put_node(Node::clone(heir));
-            }
-        }
     }
 
     /// Endpoints at the node's old and new addresses are judged anew, and those on loopback when podCIDRs moved.

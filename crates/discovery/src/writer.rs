@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use posthouse_model::DirectoryHandle;
+use tokio::time::Instant;
 
 use crate::manifest::Context;
 use crate::object::{Key, Reduced};
@@ -52,6 +53,7 @@ impl Writer {
     /// Rebuilds what changed and makes it the newest directory, if anything did. Whoever sees the new directory finds its
     /// work and problems on the board already.
     pub(crate) fn publish(&mut self) {
+        let began = Instant::now();
         let settled = self.view.settle();
         self.work.rebuilt += settled.rebuilt;
         self.work.published += u64::from(settled.changed);
@@ -69,6 +71,7 @@ impl Writer {
             self.board.set_complete();
         }
         if settled.changed {
+            self.board.published(began.elapsed());
             self.handle.publish(self.view.directory().clone());
         }
     }

@@ -68,7 +68,7 @@ fn measured() {
         let (after_load, peak_load) = memory();
 
         // One slice changes, each time in another file.
-        let mut times = Vec::new();
+        let (mut times, mut publishing) = (Vec::new(), Vec::new());
         for round in 1..=20_usize {
             let before = discovery.status().work;
             let service = round * 137;
@@ -81,23 +81,28 @@ fn measured() {
             let seen = || handle.load().service(&format!("shop/web-{service}")).unwrap().ports[0].endpoints.ready();
             wait(&mut changes, || seen() == ENDPOINTS - 1).await;
             times.push(began.elapsed());
-            let now = discovery.status().work;
+            let status = discovery.status();
+            publishing.push(status.last_publish.unwrap());
+            let now = status.work;
             assert_eq!(now.rebuilt - before.rebuilt, 1, "one Service is rebuilt");
             assert_eq!(now.published - before.published, 1, "one directory is published");
             // Its file holds a hundred others.
             assert_eq!(now.parsed - before.parsed, 1, "one document is parsed");
         }
         times.sort();
+        publishing.sort();
         let (resident, peak) = memory();
         println!(
             "{format}: loaded in {loaded:?}; RSS {} MiB (peak {} MiB) after loading, {} MiB (peak {} MiB) at the end; \
-             a changed slice is in force after {:?} (median), {:?} (worst)",
+             a changed slice is in force after {:?} (median), {:?} (worst), of which translation and publication {:?} (median), {:?} (worst)",
             after_load / 1024,
             peak_load / 1024,
             resident / 1024,
             peak / 1024,
             times[times.len() / 2],
             times[times.len() - 1],
+            publishing[publishing.len() / 2],
+            publishing[publishing.len() - 1],
         );
         assert!(peak < LIMIT_KIB, "peak of {peak} KiB");
     });
