@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "target" / "bench"
 # Without these two there is no verdict; any other subject that cannot run only loses its row.
 NEEDED = ("posthouse", "haproxy")
+# Two hops of one kind share the work about evenly; with less than this share, a hop was not on the way.
+IDLE_SHARE = 0.2
 
 
 @dataclass
@@ -83,19 +85,24 @@ def measure(subject, case, origin, chosen, work):
     try:
         load.run(case, running, chosen.warmup, work)
         quiet = machine.Quiet()
-        cpu_before, origin_before = _cpu(running), origin.cpu_seconds()
+        cpu_before, origin_before = [hop.cpu_seconds() for hop in running.hops], origin.cpu_seconds()
         result = load.run(case, running, chosen.seconds, work)
-        cpu, origin_cpu = _cpu(running) - cpu_before, origin.cpu_seconds() - origin_before
+        by_hop = [hop.cpu_seconds() - before for hop, before in zip(running.hops, cpu_before)]
+        cpu, origin_cpu = sum(by_hop), origin.cpu_seconds() - origin_before
         foreign = quiet.foreign_percent(cpu if running.hops else None, origin_cpu + result.load_cpu_seconds)
         for hop in running.hops:
             hop.check()
         if result.requests == 0:
             raise load.LoadError(f"no request succeeded ({result.error_text or 'no error either'})")
+        # A subject that found a way past one of its hops would look twice as fast.
+        if by_hop and min(by_hop) < IDLE_SHARE * cpu:
+            raise load.LoadError(f"a hop was idle (CPU seconds of the hops: {by_hop})")
         return {
             "requests": result.requests,
             "seconds": round(result.seconds, 3),
             "requests_per_second": round(result.requests / result.seconds, 1),
             "cpu_us_per_request": round(1e6 * cpu / result.requests, 2) if running.hops else None,
+            "cpu_seconds_by_hop": [round(seconds, 2) for seconds in reversed(by_hop)],
             "proxy_cpu_busy_percent": round(100 * cpu / result.seconds, 1) if running.hops else None,
             "rss_bytes": sum(hop.rss_bytes() for hop in running.hops) if running.hops else None,
             "p99_us": result.p99_us,
@@ -107,10 +114,6 @@ def measure(subject, case, origin, chosen, work):
         }
     finally:
         running.stop()
-
-
-def _cpu(running):
-    return sum(hop.cpu_seconds() for hop in running.hops)
 
 
 def profile(subject, case, chosen, work):

@@ -156,5 +156,7 @@ def facts():
         "cpus": os.cpu_count(),
         "memory_mib": int(memory) // 1024,
         "kernel": os.uname().release,
+        # The pacing of bbr costs CPU on loopback too; the same for all, but not the same as another machine's cubic.
+        "tcp_congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "load_average_at_start": os.getloadavg()[0],
     }

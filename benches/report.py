@@ -127,7 +127,8 @@ def text(summary):
     about, chosen = summary["machine"], summary["settings"]
     lines = [
         "",
-        f"{about['date']}  {about['cpu']}, {about['cpus']} CPUs, {about['memory_mib']} MiB, Linux {about['kernel']}",
+        f"{about['date']}  {about['cpu']}, {about['cpus']} CPUs, {about['memory_mib']} MiB, Linux {about['kernel']}, "
+        f"{about['tcp_congestion_control']}",
         *(f"  {name}: {version}" for name, version in about["versions"].items()),
         f"{chosen['rounds']} rounds of {chosen['seconds']} s after {chosen['warmup_seconds']} s of warm-up; both proxies on "
         f"CPU {chosen['proxy_cpu']}, load and origin on CPU {chosen['load_cpu']}; medians, ratios round by round",

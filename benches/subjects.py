@@ -180,7 +180,8 @@ def _posthouse(subject, case, work):
         return [subject.program, "run", "--source", f"dir:{HERE / 'posthouse'}", "--node-name", f"node-{role}",
                 "--node-ip", ip, "--outbound-listen", f"{ip}:4140", "--link-listen", f"{ip}:4141",
                 "--admin-listen", f"{ip}:9990", "--metrics-listen", f"{ip}:9991", "--namespace", "posthouse",
-                "--tls", "off", "--workers", "1"]
+                # Never past hop B: a peer that is not ready yet shall be an error, not a shorter way.
+                "--missing-peer", "fail", "--tls", "off", "--workers", "1"]
 
     # The row "-h1": an HTTP/2 client whose Service says HTTP/1.1, the translation that the peers' h1 rows make.
     host = "origin.bench" if subject.name.endswith("-h1") else case.host
