@@ -32,6 +32,7 @@ pub(crate) fn status() -> Status {
         }],
         problems_dropped: 0,
         work: Work { skipped: 4, ..Work::default() },
+        last_publish: Some(Duration::from_micros(250)),
     }
 }
 
