@@ -32,10 +32,7 @@ impl Tried {
         // Nearly always empty.
         !self.addresses.is_empty()
             && (self.addresses.contains(&endpoint.address)
-                || endpoint
-                    .node
-                    .as_ref()
-                    .is_some_and(|node| self.nodes.contains(node)))
+                || endpoint.node.as_ref().is_some_and(|node| self.nodes.contains(node)))
     }
 }
 
@@ -47,24 +44,14 @@ const DRAWS: usize = 10;
 pub(crate) trait Balancer {
     /// Picks one that was not tried, or `None` when all were. Endpoints that lately refused connections are picked only
     /// when nothing else is left. `now` is [`posthouse_model::stats::now_nanos`].
-    fn pick<'a>(
-        &self,
-        endpoints: &'a [Arc<Endpoint>],
-        tried: &Tried,
-        now: u64,
-    ) -> Option<&'a Arc<Endpoint>>;
+    fn pick<'a>(&self, endpoints: &'a [Arc<Endpoint>], tried: &Tried, now: u64) -> Option<&'a Arc<Endpoint>>;
 }
 
 /// Power of two choices by requests in flight (Mitzenmacher 2001): of two random endpoints the less busy one.
 pub(crate) struct LeastRequest;
 
 impl Balancer for LeastRequest {
-    fn pick<'a>(
-        &self,
-        endpoints: &'a [Arc<Endpoint>],
-        tried: &Tried,
-        now: u64,
-    ) -> Option<&'a Arc<Endpoint>> {
+    fn pick<'a>(&self, endpoints: &'a [Arc<Endpoint>], tried: &Tried, now: u64) -> Option<&'a Arc<Endpoint>> {
         if let [only] = endpoints {
             return (!tried.contains(only)).then_some(only);
         }
@@ -81,11 +68,7 @@ impl Balancer for LeastRequest {
                 None => first = Some(drawn),
                 Some(other) if Arc::ptr_eq(other, drawn) => {}
                 Some(other) => {
-                    return Some(if drawn.stats.in_flight() < other.stats.in_flight() {
-                        drawn
-                    } else {
-                        other
-                    });
+                    return Some(if drawn.stats.in_flight() < other.stats.in_flight() { drawn } else { other });
                 }
             }
         }
@@ -93,9 +76,7 @@ impl Balancer for LeastRequest {
         first.or_else(|| {
             let start = fastrand::usize(..endpoints.len());
             let rotated = || endpoints[start..].iter().chain(&endpoints[..start]);
-            rotated()
-                .filter(|e| !tried.contains(e))
-                .min_by_key(|e| (e.stats.avoided(now), e.stats.in_flight()))
+            rotated().filter(|e| !tried.contains(e)).min_by_key(|e| (e.stats.avoided(now), e.stats.in_flight()))
         })
     }
 }
@@ -136,20 +117,10 @@ mod tests {
         let all = endpoints(3);
         let mut counts: HashMap<SocketAddr, u32> = HashMap::new();
         for _ in 0..30_000 {
-            *counts
-                .entry(
-                    LeastRequest
-                        .pick(&all, &Tried::default(), 0)
-                        .unwrap()
-                        .address,
-                )
-                .or_default() += 1;
+            *counts.entry(LeastRequest.pick(&all, &Tried::default(), 0).unwrap().address).or_default() += 1;
         }
         // 10,000 expected, standard deviation 82: eight of them away is no chance.
-        assert!(
-            counts.len() == 3 && counts.values().all(|n| (9_350..10_650).contains(n)),
-            "{counts:?}"
-        );
+        assert!(counts.len() == 3 && counts.values().all(|n| (9_350..10_650).contains(n)), "{counts:?}");
     }
 
     #[test]
@@ -157,13 +128,7 @@ mod tests {
         let all = endpoints(2);
         all[0].stats.begin();
         for _ in 0..200 {
-            assert_eq!(
-                LeastRequest
-                    .pick(&all, &Tried::default(), 0)
-                    .unwrap()
-                    .address,
-                all[1].address
-            );
+            assert_eq!(LeastRequest.pick(&all, &Tried::default(), 0).unwrap().address, all[1].address);
         }
     }
 
@@ -173,17 +138,10 @@ mod tests {
         all[1].stats.refused(0);
         let tried = tried_of(&[&all[0]]);
         for _ in 0..200 {
-            assert_eq!(
-                LeastRequest.pick(&all, &tried, 1).unwrap().address,
-                all[2].address
-            );
+            assert_eq!(LeastRequest.pick(&all, &tried, 1).unwrap().address, all[2].address);
         }
         let tried = tried_of(&[&all[0], &all[2]]);
-        assert_eq!(
-            LeastRequest.pick(&all, &tried, 1).unwrap().address,
-            all[1].address,
-            "better than nothing"
-        );
+        assert_eq!(LeastRequest.pick(&all, &tried, 1).unwrap().address, all[1].address, "better than nothing");
         let tried = tried_of(&all.iter().collect::<Vec<_>>());
         assert!(LeastRequest.pick(&all, &tried, 1).is_none());
         assert!(LeastRequest.pick(&[], &Tried::default(), 1).is_none());

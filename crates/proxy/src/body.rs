@@ -33,10 +33,7 @@ pub(crate) enum Body {
 
 impl Body {
     /// The next frame; `None` at the end.
-    pub(crate) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame, Error>>> {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::H1(body) => body.poll_frame(cx),
@@ -67,9 +64,7 @@ impl BodyOf {
     fn broken(self, details: &'static str) -> Error {
         match self {
             Self::Request => Error::client(ErrorKind::HttpRequestError, details),
-            Self::Response => {
-                Error::upstream(ErrorKind::HttpResponseIncomplete, Retry::Never, details)
-            }
+            Self::Response => Error::upstream(ErrorKind::HttpResponseIncomplete, Retry::Never, details),
         }
     }
 }
@@ -91,24 +86,14 @@ pub(crate) struct H1Body {
 }
 
 impl H1Body {
-    pub(crate) fn new(
-        io: SharedIo,
-        length: BodyLength,
-        of: BodyOf,
-        lease: Option<PodLease>,
-    ) -> Self {
+    pub(crate) fn new(io: SharedIo, length: BodyLength, of: BodyOf, lease: Option<PodLease>) -> Self {
         let decode = match length {
             BodyLength::None | BodyLength::Length(0) => Decode::Done,
             BodyLength::Length(n) => Decode::Length(n),
             BodyLength::Chunked => Decode::Chunked(Box::new(ChunkDecoder::new())),
             BodyLength::UntilClose => Decode::UntilClose,
         };
-        let mut body = Self {
-            io,
-            decode,
-            of,
-            lease,
-        };
+        let mut body = Self { io, decode, of, lease };
         if body.is_end() {
             body.end();
         } else if of == BodyOf::Request {
@@ -137,9 +122,7 @@ impl H1Body {
             match &mut self.decode {
                 Decode::Done => return Poll::Ready(None),
                 Decode::Length(left) if !io.rbuf.is_empty() => {
-                    let take = usize::try_from(*left)
-                        .unwrap_or(usize::MAX)
-                        .min(io.rbuf.len());
+                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(io.rbuf.len());
                     let data = io.rbuf.split_to(take).freeze();
                     *left -= take as u64;
                     let done = *left == 0;
@@ -152,24 +135,20 @@ impl H1Body {
                 Decode::UntilClose if !io.rbuf.is_empty() => {
                     return Poll::Ready(Some(Ok(Frame::Data(io.rbuf.split().freeze()))));
                 }
-                Decode::Chunked(decoder) if !io.rbuf.is_empty() => {
-                    match decoder.decode(&mut io.rbuf) {
-                        Ok(Chunk::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
-                        Ok(Chunk::End(trailers)) => {
-                            drop(io);
-                            self.end();
-                            return Poll::Ready(trailers.map(|t| Ok(Frame::Trailers(t))));
-                        }
-                        Ok(Chunk::NeedMore) => {}
-                        Err(_) => {
-                            drop(io);
-                            self.decode = Decode::Done;
-                            return Poll::Ready(Some(Err(self
-                                .of
-                                .broken("the body's chunked coding is malformed"))));
-                        }
+                Decode::Chunked(decoder) if !io.rbuf.is_empty() => match decoder.decode(&mut io.rbuf) {
+                    Ok(Chunk::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
+                    Ok(Chunk::End(trailers)) => {
+                        drop(io);
+                        self.end();
+                        return Poll::Ready(trailers.map(|t| Ok(Frame::Trailers(t))));
                     }
-                }
+                    Ok(Chunk::NeedMore) => {}
+                    Err(_) => {
+                        drop(io);
+                        self.decode = Decode::Done;
+                        return Poll::Ready(Some(Err(self.of.broken("the body's chunked coding is malformed"))));
+                    }
+                },
                 Decode::Length(_) | Decode::UntilClose | Decode::Chunked(_) => {}
             }
             let read = ready!(io.poll_fill(cx, READ_BODY));
@@ -181,9 +160,7 @@ impl H1Body {
                 }
                 Ok(0) | Err(_) => {
                     self.decode = Decode::Done;
-                    return Poll::Ready(Some(Err(self
-                        .of
-                        .broken("the connection closed in the middle of the body"))));
+                    return Poll::Ready(Some(Err(self.of.broken("the connection closed in the middle of the body"))));
                 }
                 Ok(_) => {}
             }
@@ -205,14 +182,7 @@ pub(crate) struct H2Body {
 
 impl H2Body {
     pub(crate) fn new(recv: h2::RecvStream, of: BodyOf) -> Self {
-        Self {
-            recv,
-            held: 0,
-            data_done: false,
-            done: false,
-            of,
-            lease: None,
-        }
+        Self { recv, held: 0, data_done: false, done: false, of, lease: None }
     }
 
     /// Keeps `lease` as long as the body lives.
@@ -243,9 +213,7 @@ impl H2Body {
                     }
                     return Poll::Ready(Some(Err(match self.of {
                         BodyOf::Request => Error::client_gone(),
-                        BodyOf::Response => self
-                            .of
-                            .broken("the stream was reset in the middle of the body"),
+                        BodyOf::Response => self.of.broken("the stream was reset in the middle of the body"),
                     })));
                 }
                 None => self.data_done = true,
@@ -259,9 +227,7 @@ impl H2Body {
         match trailers {
             Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
             Ok(None) => Poll::Ready(None),
-            Err(_) => Poll::Ready(Some(Err(self
-                .of
-                .broken("the stream was reset before its trailers")))),
+            Err(_) => Poll::Ready(Some(Err(self.of.broken("the stream was reset before its trailers")))),
         }
     }
 }
@@ -295,26 +261,13 @@ pub(crate) struct ReplayBody {
 
 impl ReplayBody {
     pub(crate) fn new(source: Body) -> Self {
-        let replay = Replay {
-            source,
-            frames: VecDeque::new(),
-            kept: 0,
-            committed: false,
-            ended: false,
-            failed: None,
-        };
-        Self {
-            inner: Rc::new(RefCell::new(replay)),
-            moved: Rc::new(Cell::new(0)),
-        }
+        let replay = Replay { source, frames: VecDeque::new(), kept: 0, committed: false, ended: false, failed: None };
+        Self { inner: Rc::new(RefCell::new(replay)), moved: Rc::new(Cell::new(0)) }
     }
 
     /// A body that starts at the beginning.
     pub(crate) fn reader(&self) -> Body {
-        Body::Replay(ReplayReader {
-            body: self.clone(),
-            position: 0,
-        })
+        Body::Replay(ReplayReader { body: self.clone(), position: 0 })
     }
 
     /// Whether a reader made now would see the whole body.
@@ -343,9 +296,7 @@ pub(crate) struct ReplayReader {
 impl ReplayReader {
     fn is_end(&self) -> bool {
         let replay = self.body.inner.borrow();
-        self.position >= replay.frames.len()
-            && (replay.ended || replay.source.is_end())
-            && replay.failed.is_none()
+        self.position >= replay.frames.len() && (replay.ended || replay.source.is_end()) && replay.failed.is_none()
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
@@ -384,10 +335,7 @@ impl ReplayReader {
                     let (size, kept) = match &frame {
                         Frame::Data(data) => (data.len(), Kept::Data(data.clone())),
                         Frame::Trailers(trailers) => {
-                            let size = trailers
-                                .iter()
-                                .map(|(n, v)| n.as_str().len() + v.len())
-                                .sum();
+                            let size = trailers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum();
                             (size, Kept::Trailers(trailers.clone()))
                         }
                     };

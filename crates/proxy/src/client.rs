@@ -70,13 +70,14 @@ impl Client {
         directory: &Directory,
         authority: &Authority,
         default_port: u16,
+        now: Instant,
     ) -> Result<Rc<Found>, Error> {
         let authority = self.tunnel.as_ref().unwrap_or(authority);
         if let Some(last) = &*self.last.borrow()
             && last.version == directory.version
             && last.default_port == default_port
             && last.authority.as_str() == authority.as_str()
-            && last.since.elapsed() < REMEMBER
+            && now.saturating_duration_since(last.since) < REMEMBER
         {
             return Ok(Rc::clone(last));
         }
@@ -87,9 +88,9 @@ impl Client {
             authority: authority.clone(),
             default_port,
             destination,
-            metrics: self.worker.outbound.service(&key, Instant::now()),
+            metrics: self.worker.outbound.service(&key, now),
             budget: self.worker.proxy.budget(&key),
-            since: Instant::now(),
+            since: now,
         });
         *self.last.borrow_mut() = Some(Rc::clone(&found));
         Ok(found)
@@ -113,47 +114,24 @@ pub(crate) enum Origin {
 }
 
 /// Tells who connects from `ip`.
-pub(crate) fn identify(
-    ip: IpAddr,
-    node_name: &str,
-    node_ips: &[IpAddr],
-    directory: &Directory,
-) -> Origin {
+pub(crate) fn identify(ip: IpAddr, node_name: &str, node_ips: &[IpAddr], directory: &Directory) -> Origin {
     if let Some(pod) = directory.pod_by_ip(ip) {
-        return if *pod.node == *node_name {
-            Origin::Pod(Arc::clone(pod))
-        } else {
-            Origin::Foreign
-        };
+        return if *pod.node == *node_name { Origin::Pod(Arc::clone(pod)) } else { Origin::Foreign };
     }
-    let own_range = directory
-        .node(node_name)
-        .is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
-    if node_ips.contains(&ip)
-        || directory
-            .node_by_ip(ip)
-            .is_some_and(|node| *node.name == *node_name)
-    {
+    let own_range = directory.node(node_name).is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
+    if node_ips.contains(&ip) || directory.node_by_ip(ip).is_some_and(|node| *node.name == *node_name) {
         return Origin::Node;
     }
     if own_range {
         return Origin::Unknown { in_pod_range: true };
     }
     if directory.node_by_ip(ip).is_some()
-        || directory
-            .nodes()
-            .any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
+        || directory.nodes().any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
     {
         return Origin::Foreign;
     }
     // After the pod ranges: the demo's pods live in 127.0.0.0/8.
-    if ip.is_loopback() {
-        Origin::Node
-    } else {
-        Origin::Unknown {
-            in_pod_range: false,
-        }
-    }
+    if ip.is_loopback() { Origin::Node } else { Origin::Unknown { in_pod_range: false } }
 }
 
 /// A client's address in one form.

@@ -41,10 +41,7 @@ pub(crate) fn inside_tunnel(bytes: &[u8]) -> Detected {
         found => return found,
     }
     let mut rest = bytes;
-    let method = match rest
-        .iter()
-        .position(|b| !(b.is_ascii_uppercase() || *b == b'-' || *b == b'_'))
-    {
+    let method = match rest.iter().position(|b| !(b.is_ascii_uppercase() || *b == b'-' || *b == b'_')) {
         None if rest.len() <= MAX_METHOD => return Detected::NeedMore,
         Some(n) if n > 0 && n <= MAX_METHOD && rest[n] == b' ' => {
             let (method, after) = rest.split_at(n);
@@ -63,11 +60,7 @@ pub(crate) fn inside_tunnel(bytes: &[u8]) -> Detected {
         Some(_) => return Detected::Opaque,
     }
     let Some(target) = rest.iter().position(|b| !(0x21..=0x7e).contains(b)) else {
-        return if rest.len() > MAX_REQUEST_LINE {
-            Detected::Opaque
-        } else {
-            Detected::NeedMore
-        };
+        return if rest.len() > MAX_REQUEST_LINE { Detected::Opaque } else { Detected::NeedMore };
     };
     let version = &rest[target..];
     let wanted = b" HTTP/1.";
@@ -115,25 +108,13 @@ mod tests {
             (b"\x00\x00\x00\x08", Opaque),
         ];
         for (bytes, expected) in table {
-            assert_eq!(
-                inside_tunnel(bytes),
-                *expected,
-                "{:?}",
-                bytes.escape_ascii().to_string()
-            );
+            assert_eq!(inside_tunnel(bytes), *expected, "{:?}", bytes.escape_ascii().to_string());
             // Every beginning of it must be the same or undecided: a split read may not change the verdict.
             for n in 0..bytes.len() {
                 let part = inside_tunnel(&bytes[..n]);
-                assert!(
-                    part == NeedMore || part == *expected,
-                    "{:?}: {part:?}",
-                    bytes[..n].escape_ascii().to_string()
-                );
+                assert!(part == NeedMore || part == *expected, "{:?}: {part:?}", bytes[..n].escape_ascii().to_string());
             }
         }
-        assert_eq!(
-            inside_tunnel(&[b"GET /".as_slice(), &[b'a'; 9000]].concat()),
-            Opaque
-        );
+        assert_eq!(inside_tunnel(&[b"GET /".as_slice(), &[b'a'; 9000]].concat()), Opaque);
     }
 }

@@ -101,12 +101,7 @@ impl Downstream for H1Downstream {
         Ok(())
     }
 
-    fn poll_data(
-        &mut self,
-        cx: &mut Context<'_>,
-        data: &mut Bytes,
-        end: bool,
-    ) -> Poll<Result<(), Gone>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, end: bool) -> Poll<Result<(), Gone>> {
         let mut io = self.io.borrow_mut();
         if !self.chunk_begun {
             self.chunk_begun = true;
@@ -195,21 +190,12 @@ pub(crate) struct H2Downstream {
 
 impl H2Downstream {
     pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
-        Self {
-            respond,
-            send: None,
-        }
+        Self { respond, send: None }
     }
 
     /// Begins an answer that stays a raw stream.
-    pub(crate) fn tunnel(
-        mut self,
-        status: StatusCode,
-        headers: HeaderMap,
-    ) -> Result<SendStream<Bytes>, Gone> {
-        self.respond
-            .send_response(response(status, headers), false)
-            .map_err(|_| Gone)
+    pub(crate) fn tunnel(mut self, status: StatusCode, headers: HeaderMap) -> Result<SendStream<Bytes>, Gone> {
+        self.respond.send_response(response(status, headers), false).map_err(|_| Gone)
     }
 }
 
@@ -224,29 +210,19 @@ impl Interim for H2Downstream {
     fn interim(&mut self, status: StatusCode, headers: &HeaderMap) {
         if self.send.is_none() && status != StatusCode::SWITCHING_PROTOCOLS {
             // A stream that is gone is noticed by the waiting side.
-            let _ = self
-                .respond
-                .send_informational(response(status, headers.clone()));
+            let _ = self.respond.send_informational(response(status, headers.clone()));
         }
     }
 }
 
 impl Downstream for H2Downstream {
     fn head(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone> {
-        let send = self
-            .respond
-            .send_response(response(status, headers), end)
-            .map_err(|_| Gone)?;
+        let send = self.respond.send_response(response(status, headers), end).map_err(|_| Gone)?;
         self.send = Some(send);
         Ok(())
     }
 
-    fn poll_data(
-        &mut self,
-        cx: &mut Context<'_>,
-        data: &mut Bytes,
-        end: bool,
-    ) -> Poll<Result<(), Gone>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, end: bool) -> Poll<Result<(), Gone>> {
         match &mut self.send {
             Some(send) => poll_send_data(send, cx, data, end),
             None => Poll::Ready(Err(Gone)),

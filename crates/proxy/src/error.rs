@@ -93,12 +93,8 @@ impl ErrorKind {
     #[must_use]
     pub const fn status(self) -> StatusCode {
         match self {
-            Self::DestinationNotFound | Self::ProxyInternalError => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-            Self::DestinationUnavailable | Self::ConnectionLimitReached => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::DestinationNotFound | Self::ProxyInternalError => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::DestinationUnavailable | Self::ConnectionLimitReached => StatusCode::SERVICE_UNAVAILABLE,
             Self::DestinationIpProhibited
             | Self::ConnectionRefused
             | Self::ConnectionTerminated
@@ -117,10 +113,7 @@ impl ErrorKind {
     #[must_use]
     pub const fn grpc_status(self) -> u8 {
         match self {
-            Self::HttpRequestError
-            | Self::HttpProtocolError
-            | Self::ProxyInternalError
-            | Self::ProxyLoopDetected => 13,
+            Self::HttpRequestError | Self::HttpProtocolError | Self::ProxyInternalError | Self::ProxyLoopDetected => 13,
             Self::HttpRequestDenied | Self::DestinationIpProhibited => 7,
             Self::HttpUpgradeFailed => 12,
             Self::HttpResponseTimeout => 4,
@@ -177,58 +170,27 @@ pub struct Error {
 impl Error {
     /// The client's fault.
     pub(crate) fn client(kind: ErrorKind, details: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            kind,
-            side: Side::Client,
-            retry: Retry::Never,
-            details: details.into(),
-            status: None,
-        }
+        Self { kind, side: Side::Client, retry: Retry::Never, details: details.into(), status: None }
     }
 
     /// A failure at or on the way to the pod.
-    pub(crate) fn upstream(
-        kind: ErrorKind,
-        retry: Retry,
-        details: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        Self {
-            kind,
-            side: Side::Upstream,
-            retry,
-            details: details.into(),
-            status: None,
-        }
+    pub(crate) fn upstream(kind: ErrorKind, retry: Retry, details: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, side: Side::Upstream, retry, details: details.into(), status: None }
     }
 
     /// No link to a peer.
     pub(crate) fn link(kind: ErrorKind, details: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            kind,
-            side: Side::Link,
-            retry: Retry::Safe,
-            details: details.into(),
-            status: None,
-        }
+        Self { kind, side: Side::Link, retry: Retry::Safe, details: details.into(), status: None }
     }
 
     /// Our own fault or limit.
     pub(crate) fn internal(kind: ErrorKind, details: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            kind,
-            side: Side::Internal,
-            retry: Retry::Never,
-            details: details.into(),
-            status: None,
-        }
+        Self { kind, side: Side::Internal, retry: Retry::Never, details: details.into(), status: None }
     }
 
     /// The client went away; nobody is left to be answered.
     pub(crate) fn client_gone() -> Self {
-        Self::client(
-            ErrorKind::ConnectionTerminated,
-            "the client went away before the answer was complete",
-        )
+        Self::client(ErrorKind::ConnectionTerminated, "the client went away before the answer was complete")
     }
 
     /// The status for the client.
@@ -294,16 +256,10 @@ mod tests {
 
     #[test]
     fn details_cannot_break_out_of_the_field() {
-        let error = Error::client(
-            ErrorKind::HttpRequestError,
-            "a \"quoted\" \\ thing\r\nSet-Cookie: x é",
-        );
+        let error = Error::client(ErrorKind::HttpRequestError, "a \"quoted\" \\ thing\r\nSet-Cookie: x é");
         let value = error.proxy_status();
         assert!(http::HeaderValue::from_str(&value).is_ok());
-        assert_eq!(
-            value,
-            r#"posthouse; error=http_request_error; details="a \"quoted\" \\ thing??Set-Cookie: x ?""#
-        );
+        assert_eq!(value, r#"posthouse; error=http_request_error; details="a \"quoted\" \\ thing??Set-Cookie: x ?""#);
         assert!(http::HeaderValue::from_str(&error.grpc_message()).is_ok());
         assert!(error.grpc_message().contains("%0D%0A"));
     }

@@ -48,19 +48,12 @@ impl Request {
 }
 
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+    headers.get(http::header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The declared length of a body, if the fields tell it.
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(http::header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// An answer whose body has yet to be read.
@@ -103,12 +96,7 @@ pub(crate) trait Downstream: Interim {
     /// Begins the answer; `end` when no body follows. May only buffer.
     fn head(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone>;
     /// Sends `data` whole; ready when it was taken. `end` when it is the last.
-    fn poll_data(
-        &mut self,
-        cx: &mut Context<'_>,
-        data: &mut Bytes,
-        end: bool,
-    ) -> Poll<Result<(), Gone>>;
+    fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, end: bool) -> Poll<Result<(), Gone>>;
     /// Ends the body. May only buffer.
     fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Gone>;
     /// Sends what is buffered.
@@ -209,11 +197,7 @@ pub(crate) fn poll_send_data(
 }
 
 /// Sends a body on an HTTP/1 connection whose head is already in its write buffer.
-pub(crate) async fn upload_h1(
-    mut body: Body,
-    io: SharedIo,
-    length: BodyLength,
-) -> Result<(), Error> {
+pub(crate) async fn upload_h1(mut body: Body, io: SharedIo, length: BodyLength) -> Result<(), Error> {
     let chunked = length == BodyLength::Chunked;
     let mut left = match length {
         BodyLength::Length(n) => n,
@@ -263,10 +247,7 @@ pub(crate) async fn upload_h1(
         }
         h1::write_last_chunk(&mut io.borrow_mut().wbuf, trailers.as_ref());
     } else if left > 0 {
-        return Err(Error::client(
-            ErrorKind::HttpRequestError,
-            "the body is shorter than its Content-Length",
-        ));
+        return Err(Error::client(ErrorKind::HttpRequestError, "the body is shorter than its Content-Length"));
     }
     if poll_fn(|cx| io.borrow_mut().poll_flush(cx)).await.is_ok() {
         io.borrow_mut().body_open = false;
@@ -317,11 +298,7 @@ pub(crate) fn h2_error(error: &h2::Error, whom: &dyn std::fmt::Display) -> Error
             format!("the connection to {whom} broke: {error}"),
         );
     }
-    Error::upstream(
-        ErrorKind::HttpProtocolError,
-        Retry::IfIdempotent,
-        format!("{whom}: {error}"),
-    )
+    Error::upstream(ErrorKind::HttpProtocolError, Retry::IfIdempotent, format!("{whom}: {error}"))
 }
 
 /// Sends an answer down while the rest of the request goes up. Ends when the answer is complete, the client is gone, a
@@ -332,13 +309,7 @@ pub(crate) async fn forward<D: Downstream>(
     request_body: Option<&ReplayBody>,
     timer: &mut IdleTimer,
 ) -> Result<(), Error> {
-    let Response {
-        status,
-        headers,
-        mut body,
-        mut upload,
-        tunnel: _,
-    } = response;
+    let Response { status, headers, mut body, mut upload, tunnel: _ } = response;
     let ended = body.is_end();
     down.head(status, headers, ended)?;
     let mut data = Bytes::new();
@@ -493,33 +464,20 @@ pub(crate) async fn answer_error<D: Downstream>(
 }
 
 /// Status, fields and text of an error's answer.
-pub(crate) fn error_answer(
-    error: &Error,
-    grpc: bool,
-    mut headers: HeaderMap,
-) -> (StatusCode, HeaderMap, String) {
+pub(crate) fn error_answer(error: &Error, grpc: bool, mut headers: HeaderMap) -> (StatusCode, HeaderMap, String) {
     if let Ok(value) = HeaderValue::try_from(error.proxy_status()) {
         headers.insert("proxy-status", value);
     }
     if grpc {
-        headers.insert(
-            http::header::CONTENT_TYPE,
-            HeaderValue::from_static("application/grpc"),
-        );
-        headers.insert(
-            "grpc-status",
-            HeaderValue::from(u16::from(error.kind.grpc_status())),
-        );
+        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(error.kind.grpc_status())));
         if let Ok(message) = HeaderValue::try_from(error.grpc_message()) {
             headers.insert("grpc-message", message);
         }
         return (StatusCode::OK, headers, String::new());
     }
     let text = format!("posthouse: {}: {}\n", error.kind.token(), error.details);
-    headers.insert(
-        http::header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(text.len()));
     (error.status(), headers, text)
 }

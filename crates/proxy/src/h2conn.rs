@@ -4,10 +4,9 @@
 use std::cell::Cell;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 use crate::body::{Body, BodyOf, H2Body};
+use crate::coalesce::{Coalesced, coalesce};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Response, TunnelEnd, Upload, h2_error, poll_upload, upload_h2};
 use crate::link::LinkCounters;
@@ -44,19 +44,11 @@ pub(crate) struct Windows {
 }
 
 /// Between proxies.
-pub(crate) const LINK_WINDOWS: Windows = Windows {
-    stream: 2 << 20,
-    connection: 16 << 20,
-    frame: 64 << 10,
-    send_buffer: 256 << 10,
-};
+pub(crate) const LINK_WINDOWS: Windows =
+    Windows { stream: 2 << 20, connection: 16 << 20, frame: 64 << 10, send_buffer: 256 << 10 };
 /// Towards pods and clients: many connections, each usually with little to say.
-pub(crate) const POD_WINDOWS: Windows = Windows {
-    stream: 1 << 20,
-    connection: 4 << 20,
-    frame: 16 << 10,
-    send_buffer: 256 << 10,
-};
+pub(crate) const POD_WINDOWS: Windows =
+    Windows { stream: 1 << 20, connection: 4 << 20, frame: 16 << 10, send_buffer: 256 << 10 };
 
 /// Our limit on received header lists. Source: design default, as for HTTP/1 heads.
 pub(crate) const MAX_HEADER_LIST: u32 = 64 * 1024;
@@ -95,6 +87,7 @@ impl H2Conn {
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        let (io, flusher) = coalesce(io);
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(windows.stream)
             .initial_connection_window_size(windows.connection)
@@ -102,7 +95,7 @@ impl H2Conn {
             .max_send_buffer_size(windows.send_buffer)
             .max_header_list_size(MAX_HEADER_LIST)
             .enable_push(false)
-            .handshake::<T, Bytes>(io)
+            .handshake::<Coalesced<T>, Bytes>(io)
             .await?;
         let state = Rc::new(State::default());
         let task_state = Rc::clone(&state);
@@ -112,39 +105,32 @@ impl H2Conn {
                 task_state.closed.set(true);
                 on_close();
             }));
-            match ping_pong {
-                None => {
-                    let _ = connection.await;
+            let mut alive = pin!(async move {
+                match ping_pong {
+                    Some(ping_pong) => watch(ping_pong).await,
+                    None => std::future::pending().await,
                 }
-                Some(ping_pong) => {
-                    let mut watch = std::pin::pin!(watch(ping_pong));
-                    let mut connection = std::pin::pin!(connection);
-                    poll_fn(|cx| {
-                        if connection.as_mut().poll(cx).is_ready() {
-                            Poll::Ready(())
-                        } else {
-                            watch.as_mut().poll(cx)
-                        }
-                    })
-                    .await;
+            });
+            let mut connection = pin!(connection);
+            flusher.defer();
+            poll_fn(|cx| {
+                if connection.as_mut().poll(cx).is_ready() || alive.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
                 }
-            }
+                match flusher.poll_flush(cx) {
+                    Poll::Ready(Err(_)) => Poll::Ready(()),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                }
+            })
+            .await;
             drop(guard);
         });
-        Ok(Rc::new(Self {
-            sender,
-            active: Cell::new(0),
-            used: Cell::new(Instant::now()),
-            counters,
-            state,
-            driver,
-        }))
+        Ok(Rc::new(Self { sender, active: Cell::new(0), used: Cell::new(Instant::now()), counters, state, driver }))
     }
 
     /// Whether a stream may be opened now.
     pub(crate) fn has_room(&self) -> bool {
-        !self.is_closed()
-            && self.active.get() < self.sender.current_max_send_streams().min(MAX_STREAMS)
+        !self.is_closed() && self.active.get() < self.sender.current_max_send_streams().min(MAX_STREAMS)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -158,17 +144,13 @@ impl H2Conn {
 
     /// How long it has had no stream; zero while it has one.
     pub(crate) fn idle_for(&self) -> Duration {
-        if self.active.get() > 0 {
-            Duration::ZERO
-        } else {
-            self.used.get().elapsed()
-        }
+        if self.active.get() > 0 { Duration::ZERO } else { self.used.get().elapsed() }
     }
 
     fn lease(self: &Rc<Self>) -> StreamLease {
         self.active.set(self.active.get() + 1);
         if let Some(counters) = &self.counters {
-            counters.streams.fetch_add(1, Ordering::Relaxed);
+            counters.stream_opened();
         }
         StreamLease(Rc::clone(self))
     }
@@ -188,9 +170,7 @@ impl H2Conn {
         };
         // A clone a request: h2 keeps "one request waits to be opened" on the handle.
         let mut sender = self.sender.clone();
-        poll_fn(|cx| sender.poll_ready(cx))
-            .await
-            .map_err(|e| not_sent(&e))?;
+        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|e| not_sent(&e))?;
         sender.send_request(request, end).map_err(|e| not_sent(&e))
     }
 
@@ -206,30 +186,18 @@ impl H2Conn {
         let lease = self.lease();
         let end = body.is_end();
         let (mut response, send) = self.send(request, end, whom).await?;
-        let mut upload: Option<Upload> = if end {
-            None
-        } else {
-            Some(Box::pin(upload_h2(body, send)))
-        };
+        let mut upload: Option<Upload> = if end { None } else { Some(Box::pin(upload_h2(body, send))) };
         let response = poll_fn(|cx| {
             poll_upload(&mut upload, cx)?;
             while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
                 interim.interim(head.status(), head.headers());
             }
-            Pin::new(&mut response)
-                .poll(cx)
-                .map_err(|error| h2_error(&error, whom))
+            Pin::new(&mut response).poll(cx).map_err(|error| h2_error(&error, whom))
         })
         .await?;
         let (parts, recv) = response.into_parts();
         let body = H2Body::new(recv, BodyOf::Response).holding(lease);
-        Ok(Response {
-            status: parts.status,
-            headers: parts.headers,
-            body: Body::H2(body),
-            upload,
-            tunnel: None,
-        })
+        Ok(Response { status: parts.status, headers: parts.headers, body: Body::H2(body), upload, tunnel: None })
     }
 
     /// Opens a stream that becomes a tunnel when `is_tunnel` says so of its answer; another answer is returned as it is.
@@ -244,27 +212,11 @@ impl H2Conn {
         let response = response.await.map_err(|error| h2_error(&error, whom))?;
         let (parts, recv) = response.into_parts();
         let (body, tunnel) = if is_tunnel(&parts) {
-            (
-                Body::Empty,
-                Some(TunnelEnd::H2 {
-                    send,
-                    recv,
-                    lease: Some(lease),
-                }),
-            )
+            (Body::Empty, Some(TunnelEnd::H2 { send, recv, lease: Some(lease) }))
         } else {
-            (
-                Body::H2(H2Body::new(recv, BodyOf::Response).holding(lease)),
-                None,
-            )
+            (Body::H2(H2Body::new(recv, BodyOf::Response).holding(lease)), None)
         };
-        Ok(Response {
-            status: parts.status,
-            headers: parts.headers,
-            body,
-            upload: None,
-            tunnel,
-        })
+        Ok(Response { status: parts.status, headers: parts.headers, body, upload: None, tunnel })
     }
 }
 
@@ -276,7 +228,7 @@ impl Drop for StreamLease {
         self.0.active.set(self.0.active.get() - 1);
         self.0.used.set(Instant::now());
         if let Some(counters) = &self.0.counters {
-            counters.streams.fetch_sub(1, Ordering::Relaxed);
+            counters.stream_closed();
         }
     }
 }

@@ -29,29 +29,17 @@ struct Slot {
 
 impl Default for Slot {
     fn default() -> Self {
-        Self {
-            connections: Vec::new(),
-            dialing: false,
-            dials: 0,
-            failure: None,
-            done: Rc::new(Notify::new()),
-        }
+        Self { connections: Vec::new(), dialing: false, dials: 0, failure: None, done: Rc::new(Notify::new()) }
     }
 }
 
 impl<K: Hash + Eq + Clone> H2Pool<K> {
     pub(crate) fn new() -> Self {
-        Self {
-            slots: RefCell::new(HashMap::new()),
-        }
+        Self { slots: RefCell::new(HashMap::new()) }
     }
 
     /// A connection with room for a stream, dialled by `dial` when there is none.
-    pub(crate) async fn get<F>(
-        &self,
-        key: &K,
-        dial: impl FnOnce() -> F,
-    ) -> Result<Rc<H2Conn>, Error>
+    pub(crate) async fn get<F>(&self, key: &K, dial: impl FnOnce() -> F) -> Result<Rc<H2Conn>, Error>
     where
         F: Future<Output = Result<Rc<H2Conn>, Error>>,
     {
@@ -75,8 +63,7 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
                     return Err(failure.clone());
                 }
                 if slot.connections.len() >= MAX_CONNECTIONS {
-                    metrics::counter!(crate::metrics::LIMIT_REACHED, "limit" => "h2_streams")
-                        .increment(1);
+                    metrics::counter!(crate::metrics::LIMIT_REACHED, "limit" => "h2_streams").increment(1);
                     return Err(Error::upstream(
                         ErrorKind::ConnectionLimitReached,
                         Retry::Safe,
@@ -97,11 +84,7 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
                 None => break,
             }
         }
-        let dialing = Dialing {
-            pool: self,
-            key,
-            ended: false,
-        };
+        let dialing = Dialing { pool: self, key, ended: false };
         let result = dial().await;
         dialing.end(&result);
         result
@@ -110,8 +93,7 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
     /// Forgets closed connections and those for which `keep` says no.
     pub(crate) fn sweep(&self, mut keep: impl FnMut(&K, &H2Conn) -> bool) {
         self.slots.borrow_mut().retain(|key, slot| {
-            slot.connections
-                .retain(|c| !c.is_closed() && (c.active() > 0 || keep(key, c)));
+            slot.connections.retain(|c| !c.is_closed() && (c.active() > 0 || keep(key, c)));
             !slot.connections.is_empty() || slot.dialing
         });
     }

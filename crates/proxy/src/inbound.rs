@@ -47,18 +47,11 @@ impl Delivery {
 /// Whether `target` is a pod of this node on a port that the directory knows. An EndpointSlice is written by users, so it
 /// alone proves nothing: the address must be that of a pod that the API shows on this node or, for a pod that is not
 /// shown yet, lie in the node's own pod range.
-pub(crate) fn admit(
-    target: SocketAddr,
-    node_name: &str,
-    directory: &Directory,
-) -> Result<(), Error> {
+pub(crate) fn admit(target: SocketAddr, node_name: &str, directory: &Directory) -> Result<(), Error> {
     // `Safe`: nothing reached a pod, and a directory that is newer or older than the sender's is no fault of the request.
     let refuse = |kind, why: String| Err(Error::upstream(kind, Retry::Safe, why));
     let entries = directory.endpoints_at(target);
-    let mine = entries
-        .iter()
-        .map(|(_, endpoint)| endpoint)
-        .filter(|e| e.node.as_deref() == Some(node_name));
+    let mine = entries.iter().map(|(_, endpoint)| endpoint).filter(|e| e.node.as_deref() == Some(node_name));
     let Some(endpoint) = mine.into_iter().next() else {
         return refuse(
             ErrorKind::DestinationUnavailable,
@@ -66,10 +59,7 @@ pub(crate) fn admit(
         );
     };
     if let Some(refusal) = endpoint.refusal {
-        return refuse(
-            ErrorKind::DestinationIpProhibited,
-            format!("{target} is refused: it is {refusal}"),
-        );
+        return refuse(ErrorKind::DestinationIpProhibited, format!("{target} is refused: it is {refusal}"));
     }
     let ip = target.ip();
     let host_network = directory.node_by_ip(ip).is_some()
@@ -79,24 +69,15 @@ pub(crate) fn admit(
             .and_then(|pod| directory.pod(&pod.uid))
             .is_some_and(|pod| pod.host_network && pod.addresses.contains(&ip));
     if let Err(refusal) = address::check(ip, target.port(), host_network, directory) {
-        return refuse(
-            ErrorKind::DestinationIpProhibited,
-            format!("{target} is refused: it is {refusal}"),
-        );
+        return refuse(ErrorKind::DestinationIpProhibited, format!("{target} is refused: it is {refusal}"));
     }
     let is_ours = host_network
-        || directory
-            .pod_by_ip(ip)
-            .is_some_and(|pod| *pod.node == *node_name)
-        || directory
-            .node(node_name)
-            .is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
+        || directory.pod_by_ip(ip).is_some_and(|pod| *pod.node == *node_name)
+        || directory.node(node_name).is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
     if !is_ours {
         return refuse(
             ErrorKind::DestinationIpProhibited,
-            format!(
-                "{target} is no pod's address on node {node_name}, although an EndpointSlice says so"
-            ),
+            format!("{target} is no pod's address on node {node_name}, although an EndpointSlice says so"),
         );
     }
     Ok(())
@@ -116,14 +97,7 @@ pub(crate) async fn deliver(
         Delivery::Http2 => {
             let connection = pods.h2(target).await?;
             let body = body.map_or(Body::Empty, ReplayBody::reader);
-            connection
-                .call(
-                    h2_message(request)?,
-                    body,
-                    interim,
-                    &format_args!("pod {target}"),
-                )
-                .await?
+            connection.call(h2_message(request)?, body, interim, &format_args!("pod {target}")).await?
         }
     };
     crate::h1::strip_hop_by_hop(&mut response.headers);
@@ -131,15 +105,9 @@ pub(crate) async fn deliver(
 }
 
 /// Opens a plain connection to a pod for a tunnel.
-pub(crate) async fn dial_tunnel(
-    pods: &Rc<Pods>,
-    target: SocketAddr,
-) -> Result<(SharedIo, OpenGauge), Error> {
+pub(crate) async fn dial_tunnel(pods: &Rc<Pods>, target: SocketAddr) -> Result<(SharedIo, OpenGauge), Error> {
     let stream = pods.dial(target).await?;
-    Ok((
-        BufferedIo::shared(Stream::Tcp(stream), bytes::BytesMut::new()),
-        OpenGauge::connection("pod"),
-    ))
+    Ok((BufferedIo::shared(Stream::Tcp(stream), bytes::BytesMut::new()), OpenGauge::connection("pod")))
 }
 
 fn h2_message(request: &Request) -> Result<http::Request<()>, Error> {
@@ -149,12 +117,8 @@ fn h2_message(request: &Request) -> Result<http::Request<()>, Error> {
     parts.scheme = Some(http::uri::Scheme::HTTP);
     parts.authority = Some(request.authority.clone());
     parts.path_and_query = Some(request.path.clone());
-    *message.uri_mut() = http::Uri::from_parts(parts).map_err(|_| {
-        Error::client(
-            ErrorKind::HttpRequestError,
-            "the request has no valid URI for HTTP/2",
-        )
-    })?;
+    *message.uri_mut() = http::Uri::from_parts(parts)
+        .map_err(|_| Error::client(ErrorKind::HttpRequestError, "the request has no valid URI for HTTP/2"))?;
     *message.method_mut() = request.method.clone();
     *message.headers_mut() = request.headers.clone();
     Ok(message)

@@ -6,6 +6,7 @@
 mod balance;
 mod body;
 mod client;
+mod coalesce;
 pub mod config;
 mod detect;
 mod downstream;

@@ -2,6 +2,7 @@
 //! on a pod's node. A worker has its own connections to each peer; they come from the `LinkTransport`, which alone
 //! knows whether there is TLS. The receiver's end is `link_server.rs`.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use metrics::Gauge;
 use posthouse_model::Peer;
 use tracing::{info, warn};
 
@@ -20,7 +22,8 @@ use crate::exchange::{Interim, Request, Response};
 use crate::h2conn::{H2Conn, LINK_WINDOWS};
 use crate::h2pool::H2Pool;
 use crate::inbound::Delivery;
-use crate::metrics::{LINK_DIALS, OpenGauge};
+use crate::metrics::{LINK_DIALS, LINK_STREAMS, OpenGauge};
+
 use crate::status::{LinkStatus, Proxy};
 
 /// The pod's address and port that the stream is for.
@@ -47,7 +50,12 @@ type PeerKey = (Arc<str>, SocketAddr);
 /// A worker's links.
 pub(crate) struct Links {
     pool: H2Pool<PeerKey>,
+    /// `posthouse-target` as a field value, by address, so that it is written once and not for each request.
+    targets: RefCell<HashMap<SocketAddr, HeaderValue>>,
 }
+
+/// Addresses that are kept as field values: more than a worker talks to at a time, at about 100 bytes each.
+const MAX_TARGETS: usize = 16_384;
 
 /// What goes with each stream, made once a client connection.
 pub(crate) struct Stamp<'a> {
@@ -58,9 +66,7 @@ pub(crate) struct Stamp<'a> {
 
 impl Links {
     pub(crate) fn new() -> Self {
-        Self {
-            pool: H2Pool::new(),
-        }
+        Self { pool: H2Pool::new(), targets: RefCell::new(HashMap::new()) }
     }
 
     async fn get(&self, proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error> {
@@ -79,11 +85,10 @@ impl Links {
         interim: &mut dyn Interim,
     ) -> Result<Response, Error> {
         let link = self.get(proxy, peer).await?;
-        let message = message(request, stamp)?;
+        let message = self.message(request, stamp)?;
         let whom = Whom(&peer.node);
         let response = if request.upgrade.is_some() {
-            link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED))
-                .await?
+            link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED)).await?
         } else {
             let body = body.map_or(Body::Empty, ReplayBody::reader);
             link.call(message, body, interim, &whom).await?
@@ -105,23 +110,59 @@ impl Links {
             .authority(stamp.target.to_string())
             .build()
             .map_err(|_| internal("a target address is no authority"))?;
-        put_stamp(message.headers_mut(), stamp)?;
-        let response = link
-            .connect(message, &Whom(&peer.node), |parts| {
-                parts.status.is_success()
-            })
-            .await?;
+        self.put_stamp(message.headers_mut(), stamp)?;
+        let response = link.connect(message, &Whom(&peer.node), |parts| parts.status.is_success()).await?;
         unpack(response)
+    }
+
+    fn target(&self, target: SocketAddr) -> Result<HeaderValue, Error> {
+        let mut targets = self.targets.borrow_mut();
+        if let Some(value) = targets.get(&target) {
+            return Ok(value.clone());
+        }
+        let value = HeaderValue::try_from(target.to_string()).map_err(|_| internal("a target is no field value"))?;
+        if targets.len() >= MAX_TARGETS {
+            targets.clear();
+        }
+        targets.insert(target, value.clone());
+        Ok(value)
+    }
+
+    fn put_stamp(&self, headers: &mut HeaderMap, stamp: &Stamp<'_>) -> Result<(), Error> {
+        headers.insert(TARGET, self.target(stamp.target)?);
+        headers.insert(SOURCE, stamp.source.clone());
+        headers.insert(PROTOCOL, HeaderValue::from_static(stamp.delivery.as_str()));
+        Ok(())
+    }
+
+    /// The request as it goes over the link.
+    fn message(&self, request: &Request, stamp: &Stamp<'_>) -> Result<http::Request<()>, Error> {
+        let mut message = http::Request::new(());
+        let mut parts = http::uri::Parts::default();
+        // The scheme of the link's message is the client's view: the pod sees it in nothing, but `https` must not be lost.
+        parts.scheme = Some(if request.https { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Some(request.authority.clone());
+        parts.path_and_query = Some(request.path.clone());
+        *message.uri_mut() =
+            Uri::from_parts(parts).map_err(|_| internal("the request has no valid URI on the link"))?;
+        *message.headers_mut() = request.headers.clone();
+        *message.method_mut() = request.method.clone();
+        if let Some(upgrade) = &request.upgrade {
+            *message.method_mut() = Method::CONNECT;
+            let token = upgrade.to_str().map_err(|_| {
+                Error::client(ErrorKind::HttpRequestError, "the Upgrade field holds more than printable characters")
+            })?;
+            message.extensions_mut().insert(h2::ext::Protocol::from(token));
+        }
+        self.put_stamp(message.headers_mut(), stamp)?;
+        Ok(message)
     }
 
     /// Closes links to peers that are gone from the directory and those without use.
     pub(crate) fn sweep(&self, proxy: &Proxy) {
         let directory = proxy.directory.load();
         self.pool.sweep(|(node, address), connection| {
-            connection.idle_for() < LINK_IDLE
-                && directory
-                    .peer(node)
-                    .is_some_and(|peer| peer.address == *address)
+            connection.idle_for() < LINK_IDLE && directory.peer(node).is_some_and(|peer| peer.address == *address)
         });
     }
 }
@@ -139,70 +180,19 @@ fn internal(details: &'static str) -> Error {
     Error::internal(ErrorKind::ProxyInternalError, details)
 }
 
-fn put_stamp(headers: &mut http::HeaderMap, stamp: &Stamp<'_>) -> Result<(), Error> {
-    let target = HeaderValue::try_from(stamp.target.to_string())
-        .map_err(|_| internal("a target is no field value"))?;
-    headers.insert(TARGET, target);
-    headers.insert(SOURCE, stamp.source.clone());
-    headers.insert(PROTOCOL, HeaderValue::from_static(stamp.delivery.as_str()));
-    Ok(())
-}
-
-/// The request as it goes over the link.
-fn message(request: &Request, stamp: &Stamp<'_>) -> Result<http::Request<()>, Error> {
-    let mut message = http::Request::new(());
-    let mut parts = http::uri::Parts::default();
-    // The scheme of the link's message is the client's view: the pod sees it in nothing, but `https` must not be lost.
-    parts.scheme = Some(if request.https {
-        Scheme::HTTPS
-    } else {
-        Scheme::HTTP
-    });
-    parts.authority = Some(request.authority.clone());
-    parts.path_and_query = Some(request.path.clone());
-    *message.uri_mut() =
-        Uri::from_parts(parts).map_err(|_| internal("the request has no valid URI on the link"))?;
-    *message.headers_mut() = request.headers.clone();
-    *message.method_mut() = request.method.clone();
-    if let Some(upgrade) = &request.upgrade {
-        *message.method_mut() = Method::CONNECT;
-        let token = upgrade.to_str().map_err(|_| {
-            Error::client(
-                ErrorKind::HttpRequestError,
-                "the Upgrade field holds more than printable characters",
-            )
-        })?;
-        message
-            .extensions_mut()
-            .insert(h2::ext::Protocol::from(token));
-    }
-    put_stamp(message.headers_mut(), stamp)?;
-    Ok(message)
-}
-
 /// Turns an answer that the receiving proxy made itself back into its error, and takes the metadata off any other.
 fn unpack(mut response: Response) -> Result<Response, Error> {
     response.headers.remove(UPGRADED);
     let Some(token) = response.headers.remove(ERROR) else {
         return Ok(response);
     };
-    let text = |name: &HeaderName| {
-        response
-            .headers
-            .get(name)
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or_default()
-    };
+    let text = |name: &HeaderName| response.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let retry = match text(&RETRY) {
         "safe" => Retry::Safe,
         "idempotent" => Retry::IfIdempotent,
         _ => Retry::Never,
     };
-    let kind = token
-        .to_str()
-        .ok()
-        .and_then(ErrorKind::from_token)
-        .unwrap_or(ErrorKind::ProxyInternalError);
+    let kind = token.to_str().ok().and_then(ErrorKind::from_token).unwrap_or(ErrorKind::ProxyInternalError);
     let details = text(&DETAILS).to_owned();
     let mut error = Error::upstream(kind, retry, details);
     error.status = (response.status != kind.status()).then_some(response.status);
@@ -210,7 +200,7 @@ fn unpack(mut response: Response) -> Result<Response, Error> {
 }
 
 /// Marks an answer as ours, for [`unpack`] at the other end.
-pub(crate) fn pack_error(error: &Error, headers: &mut http::HeaderMap) {
+pub(crate) fn pack_error(error: &Error, headers: &mut HeaderMap) {
     let retry = match error.retry {
         Retry::Safe => "safe",
         Retry::IfIdempotent => "idempotent",
@@ -218,12 +208,8 @@ pub(crate) fn pack_error(error: &Error, headers: &mut http::HeaderMap) {
     };
     headers.insert(ERROR, HeaderValue::from_static(error.kind.token()));
     headers.insert(RETRY, HeaderValue::from_static(retry));
-    let details: String = error
-        .details
-        .chars()
-        .take(512)
-        .map(|c| if matches!(c, ' '..='~') { c } else { '?' })
-        .collect();
+    let details: String =
+        error.details.chars().take(512).map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
     if let Ok(details) = HeaderValue::try_from(details) {
         headers.insert(DETAILS, details);
     }
@@ -235,10 +221,7 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
         warn!(peer = %peer.node, address = %peer.address, error = %what, "link failed");
         metrics::counter!(LINK_DIALS, "result" => "failed").increment(1);
         counters.failed(&what);
-        Error::link(
-            kind,
-            format!("no link to the proxy on node {}: {what}", peer.node),
-        )
+        Error::link(kind, format!("no link to the proxy on node {}: {what}", peer.node))
     };
     let io = proxy.transport.connect(peer).await.map_err(|error| {
         let kind = match error.kind() {
@@ -251,17 +234,11 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
     let open = OpenGauge::connection("link_out");
     let closing = Arc::clone(&counters);
     let node = Arc::clone(&peer.node);
-    let handshake = H2Conn::open(
-        io,
-        LINK_WINDOWS,
-        true,
-        Some(Arc::clone(&counters)),
-        move || {
-            closing.connections.fetch_sub(1, Ordering::Relaxed);
-            info!(peer = %node, "link closed");
-            drop(open);
-        },
-    );
+    let handshake = H2Conn::open(io, LINK_WINDOWS, true, Some(Arc::clone(&counters)), move || {
+        closing.connections.fetch_sub(1, Ordering::Relaxed);
+        info!(peer = %node, "link closed");
+        drop(open);
+    });
     let limit = proxy.config.timeouts.connect;
     match tokio::time::timeout(limit, handshake).await {
         Ok(Ok(connection)) => {
@@ -271,14 +248,8 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
             info!(peer = %peer.node, address = %peer.address, "link open");
             Ok(connection)
         }
-        Ok(Err(error)) => Err(failed(
-            format!("handshake failed: {error}"),
-            ErrorKind::HttpProtocolError,
-        )),
-        Err(_) => Err(failed(
-            format!("no handshake within {limit:?}"),
-            ErrorKind::ConnectionTimeout,
-        )),
+        Ok(Err(error)) => Err(failed(format!("handshake failed: {error}"), ErrorKind::HttpProtocolError)),
+        Err(_) => Err(failed(format!("no handshake within {limit:?}"), ErrorKind::ConnectionTimeout)),
     }
 }
 
@@ -287,22 +258,42 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
 pub(crate) struct LinkTable(Mutex<HashMap<Arc<str>, Arc<LinkCounters>>>);
 
 /// Counters of the links to one peer.
-#[derive(Default)]
 pub(crate) struct LinkCounters {
     connections: AtomicU64,
-    pub(crate) streams: AtomicU64,
+    streams: AtomicU64,
+    all_streams: Gauge,
     opened: AtomicU64,
     failures: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
+impl Default for LinkCounters {
+    fn default() -> Self {
+        Self {
+            connections: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            all_streams: metrics::gauge!(LINK_STREAMS, "direction" => "out"),
+            opened: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+        }
+    }
+}
+
 impl LinkCounters {
+    pub(crate) fn stream_opened(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.all_streams.increment(1.0);
+    }
+
+    pub(crate) fn stream_closed(&self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+        self.all_streams.decrement(1.0);
+    }
+
     fn failed(&self, what: &str) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        *self
-            .last_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
     }
 }
 
@@ -315,9 +306,7 @@ impl LinkTable {
     /// The state of every link, forgetting peers for which `known` says no and that have no connection.
     pub(crate) fn list(&self, known: impl Fn(&str) -> bool) -> Vec<LinkStatus> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.retain(|node, counters| {
-            known(node) || counters.connections.load(Ordering::Relaxed) > 0
-        });
+        table.retain(|node, counters| known(node) || counters.connections.load(Ordering::Relaxed) > 0);
         let mut list: Vec<LinkStatus> = table
             .iter()
             .map(|(node, counters)| LinkStatus {
@@ -326,11 +315,7 @@ impl LinkTable {
                 streams: counters.streams.load(Ordering::Relaxed),
                 opened: counters.opened.load(Ordering::Relaxed),
                 failures: counters.failures.load(Ordering::Relaxed),
-                last_error: counters
-                    .last_error
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone(),
+                last_error: counters.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             })
             .collect();
         list.sort_by(|a, b| a.node.cmp(&b.node));

@@ -6,31 +6,27 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use metrics::{counter, gauge};
+use metrics::counter;
 use posthouse_model::transport::PeerIdentity;
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use crate::body::{Body, BodyOf, H2Body, ReplayBody};
+use crate::coalesce::coalesce;
 use crate::downstream::H2Downstream;
 use crate::error::{Error, ErrorKind};
-use crate::exchange::{
-    Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward,
-};
+use crate::exchange::{Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward};
 use crate::h1;
 use crate::h2conn::{LINK_WINDOWS, MAX_HEADER_LIST, PING_EVERY, PING_TIMEOUT};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::link::{PROTOCOL, TARGET, UPGRADED, pack_error};
-use crate::metrics::{
-    CLIENTS_REFUSED, Direction, LINK_STREAMS, OpenGauge, failed_without_service, limit_reached,
-};
+use crate::metrics::{CLIENTS_REFUSED, Direction, OpenGauge, failed_without_service, limit_reached};
 use crate::tunnel::{TUNNEL_IDLE, TunnelEndedBy, splice};
 use crate::worker::Worker;
 
@@ -45,12 +41,8 @@ const ACCEPT: Duration = Duration::from_secs(10);
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
     let directory = worker.proxy.directory.load_full();
     let accepted = tokio::time::timeout(ACCEPT, async {
-        let (peer, io) = worker
-            .proxy
-            .transport
-            .accept(stream, remote, &directory)
-            .await
-            .map_err(|e| e.to_string())?;
+        let (peer, io) = worker.proxy.transport.accept(stream, remote, &directory).await.map_err(|e| e.to_string())?;
+        let (io, flusher) = coalesce(io);
         let connection = h2::server::Builder::new()
             .initial_window_size(LINK_WINDOWS.stream)
             .initial_connection_window_size(LINK_WINDOWS.connection)
@@ -62,11 +54,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|e| e.to_string())?;
-        Ok::<_, String>((peer, connection))
+        flusher.defer();
+        Ok::<_, String>((peer, connection, flusher))
     })
     .await;
     drop(directory);
-    let (peer, mut connection) = match accepted {
+    let (peer, mut connection, flusher) = match accepted {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             counter!(CLIENTS_REFUSED, "reason" => "not_a_peer").increment(1);
@@ -86,10 +79,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         };
         loop {
             tokio::time::sleep(PING_EVERY).await;
-            if !matches!(
-                tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await,
-                Ok(Ok(_))
-            ) {
+            if !matches!(tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await, Ok(Ok(_))) {
                 return;
             }
         }
@@ -105,17 +95,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(accepted);
             }
-            alive.as_mut().poll(cx).map(|()| None)
+            if alive.as_mut().poll(cx).is_ready() || matches!(flusher.poll_flush(cx), Poll::Ready(Err(_))) {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
         })
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                tokio::task::spawn_local(serve_stream(
-                    Rc::clone(&worker),
-                    Rc::clone(&peer),
-                    request,
-                    respond,
-                ));
+                tokio::task::spawn_local(serve_stream(Rc::clone(&worker), Rc::clone(&peer), request, respond));
             }
             Some(Err(error)) => {
                 debug!(peer = %peer.node, %error, "link broke");
@@ -135,27 +123,22 @@ async fn serve_stream(
     request: http::Request<h2::RecvStream>,
     respond: h2::server::SendResponse<Bytes>,
 ) {
-    let _stream = OpenGauge::new(gauge!(LINK_STREAMS, "direction" => "in"));
+    let _stream = OpenGauge::new(worker.link_streams.clone());
     let _in_flight = worker.inbound.begin();
     let started = Instant::now();
     let down = H2Downstream::new(respond);
     let (parts, recv) = request.into_parts();
     let delivered = match Order::read(parts) {
         Ok(order) => {
-            let directory = worker.proxy.directory.load_full();
-            let key = directory
-                .endpoints_at(order.target)
-                .first()
-                .map(|(key, _)| Arc::clone(key));
-            let (status, error) = order.carry_out(&worker, &directory, recv, down).await;
-            if let Some(key) = key {
-                worker.inbound.service(&key, started).finished(
-                    status,
-                    error.as_ref().map(|e| e.kind),
-                    started.elapsed(),
-                );
-            } else if let Some(error) = &error {
-                failed_without_service(Direction::Inbound, error.kind);
+            let admitted = worker.admit(order.target, started);
+            let metrics = admitted.as_ref().ok().cloned();
+            let (status, error) = order.carry_out(&worker, admitted.map(drop), recv, down).await;
+            match (metrics, &error) {
+                (Some(metrics), error) => {
+                    metrics.finished(status, error.as_ref().map(|e| e.kind), started.elapsed());
+                }
+                (None, Some(error)) => failed_without_service(Direction::Inbound, error.kind),
+                (None, None) => {}
             }
             error
         }
@@ -201,13 +184,9 @@ impl Order {
         let protocol = parts.extensions.remove::<h2::ext::Protocol>();
         let upgrade = match &protocol {
             None => None,
-            Some(p) => Some(
-                HeaderValue::from_str(p.as_str())
-                    .map_err(|_| bad("the upgrade's protocol is no token"))?,
-            ),
+            Some(p) => Some(HeaderValue::from_str(p.as_str()).map_err(|_| bad("the upgrade's protocol is no token"))?),
         };
-        if (delivery == Delivery::Opaque) != (parts.method == Method::CONNECT && upgrade.is_none())
-        {
+        if (delivery == Delivery::Opaque) != (parts.method == Method::CONNECT && upgrade.is_none()) {
             return Err(bad("an opaque stream is a CONNECT and nothing else is"));
         }
         // Takes every `posthouse-*` field off: the pod sees none of them.
@@ -218,16 +197,8 @@ impl Order {
         };
         let request = Request {
             // An upgrade travels as an extended CONNECT; it was a GET (the sender upgrades nothing else).
-            method: if upgrade.is_some() {
-                Method::GET
-            } else {
-                parts.method
-            },
-            path: parts
-                .uri
-                .path_and_query()
-                .cloned()
-                .unwrap_or_else(crate::link::root_path),
+            method: if upgrade.is_some() { Method::GET } else { parts.method },
+            path: parts.uri.path_and_query().cloned().unwrap_or_else(crate::link::root_path),
             authority,
             https: false,
             headers: parts.headers,
@@ -235,27 +206,19 @@ impl Order {
             upgrade,
             h2: delivery == Delivery::Http2,
         };
-        Ok(Self {
-            target,
-            delivery,
-            request,
-        })
+        Ok(Self { target, delivery, request })
     }
 
     /// Checks, delivers and answers; returns what the metrics and the log need.
     async fn carry_out(
         self,
         worker: &Rc<Worker>,
-        directory: &posthouse_model::Directory,
+        admitted: Result<(), Error>,
         recv: h2::RecvStream,
         mut down: H2Downstream,
     ) -> (Option<StatusCode>, Option<Error>) {
-        let Self {
-            target,
-            delivery,
-            mut request,
-        } = self;
-        if let Err(error) = inbound::admit(target, &worker.proxy.config.node_name, directory) {
+        let Self { target, delivery, mut request } = self;
+        if let Err(error) = admitted {
             answer(down, &error).await;
             return (Some(error.status()), Some(error));
         }
@@ -266,17 +229,9 @@ impl Order {
             return upgrade(worker, target, &request, recv, down).await;
         }
         let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
-        request.body = if recv.is_end_stream() {
-            Body::Empty
-        } else {
-            Body::H2(H2Body::new(recv, BodyOf::Request))
-        };
+        request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
         let body = std::mem::replace(&mut request.body, Body::Empty);
-        let body = if body.is_end() {
-            None
-        } else {
-            Some(ReplayBody::new(body))
-        };
+        let body = if body.is_end() { None } else { Some(ReplayBody::new(body)) };
         if let Some(body) = &body
             && !request.is_idempotent()
         {
@@ -286,14 +241,7 @@ impl Order {
         let called = {
             let down = RefCell::new(&mut down);
             let mut interim = SharedInterim(&down);
-            let call = inbound::deliver(
-                &worker.pods,
-                target,
-                delivery,
-                &request,
-                body.as_ref(),
-                &mut interim,
-            );
+            let call = inbound::deliver(&worker.pods, target, delivery, &request, body.as_ref(), &mut interim);
             await_response(call, body.as_ref(), &mut timer, &down).await
         };
         match called {
@@ -326,15 +274,7 @@ async fn opaque(
             let Ok(send) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
                 return (None, Some(Error::client_gone()));
             };
-            carry(
-                TunnelEnd::H2 {
-                    send,
-                    recv,
-                    lease: None,
-                },
-                TunnelEnd::Io { io, open },
-            )
-            .await;
+            carry(TunnelEnd::H2 { send, recv, lease: None }, TunnelEnd::Io { io, open }).await;
             (Some(StatusCode::OK), None)
         }
         Err(error) => {
@@ -355,36 +295,16 @@ async fn upgrade(
     let called = {
         let down = RefCell::new(&mut down);
         let mut interim = SharedInterim(&down);
-        let call = inbound::deliver(
-            &worker.pods,
-            target,
-            Delivery::Http1,
-            request,
-            None,
-            &mut interim,
-        );
+        let call = inbound::deliver(&worker.pods, target, Delivery::Http1, request, None, &mut interim);
         await_response(call, None, &mut timer, &down).await
     };
     match called {
-        Ok(Response {
-            status,
-            mut headers,
-            tunnel: Some(end),
-            ..
-        }) => {
+        Ok(Response { status, mut headers, tunnel: Some(end), .. }) => {
             headers.insert(UPGRADED, HeaderValue::from_static("1"));
             let Ok(send) = down.tunnel(StatusCode::OK, headers) else {
                 return (None, Some(Error::client_gone()));
             };
-            carry(
-                TunnelEnd::H2 {
-                    send,
-                    recv,
-                    lease: None,
-                },
-                end,
-            )
-            .await;
+            carry(TunnelEnd::H2 { send, recv, lease: None }, end).await;
             (Some(status), None)
         }
         // The pod did not switch: its answer goes back as it is.

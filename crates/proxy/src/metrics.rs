@@ -58,12 +58,7 @@ pub const METRICS: &[MetricDoc] = &[
         labels: &["direction", "namespace", "service"],
         help: "Seconds from a request's head to the last byte of its answer.",
     },
-    MetricDoc {
-        name: IN_FLIGHT,
-        kind: "gauge",
-        labels: &["direction"],
-        help: "Requests and tunnels under way.",
-    },
+    MetricDoc { name: IN_FLIGHT, kind: "gauge", labels: &["direction"], help: "Requests and tunnels under way." },
     MetricDoc {
         name: RETRIES,
         kind: "counter",
@@ -186,26 +181,14 @@ impl ServiceMetrics {
             direction,
             namespace: Arc::from(namespace),
             service: Arc::from(service),
-            by_class: [
-                class("none"),
-                class("1xx"),
-                class("2xx"),
-                class("3xx"),
-                class("4xx"),
-                class("5xx"),
-            ],
+            by_class: [class("none"), class("1xx"), class("2xx"), class("3xx"), class("4xx"), class("5xx")],
             duration: histogram!(DURATION, "direction" => direction.label(), "namespace" => namespace.to_owned(),
                 "service" => service.to_owned()),
         }
     }
 
     /// Counts a finished request.
-    pub(crate) fn finished(
-        &self,
-        status: Option<http::StatusCode>,
-        error: Option<ErrorKind>,
-        took: Duration,
-    ) {
+    pub(crate) fn finished(&self, status: Option<http::StatusCode>, error: Option<ErrorKind>, took: Duration) {
         let class = status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
         self.by_class[class].increment(1);
         self.duration.record(took.as_secs_f64());
@@ -293,11 +276,7 @@ impl RetryBudget {
         let window = now / BUDGET_WINDOW_NANOS;
         let slot = (window % 2) as usize;
         let before = self.window.load(Ordering::Relaxed);
-        if before < window
-            && self
-                .window
-                .compare_exchange(before, window, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+        if before < window && self.window.compare_exchange(before, window, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
             self.requests[slot].store(0, Ordering::Relaxed);
             self.retries[slot].store(0, Ordering::Relaxed);
@@ -322,8 +301,7 @@ impl RetryBudget {
         let elapsed = now % BUDGET_WINDOW_NANOS;
         let sliding = |counters: &[AtomicU64; 2]| {
             let old = counters[1 - slot].load(Ordering::Relaxed);
-            let part = u128::from(old) * u128::from(BUDGET_WINDOW_NANOS - elapsed)
-                / u128::from(BUDGET_WINDOW_NANOS);
+            let part = u128::from(old) * u128::from(BUDGET_WINDOW_NANOS - elapsed) / u128::from(BUDGET_WINDOW_NANOS);
             counters[slot].load(Ordering::Relaxed) + part as u64
         };
         let allowed = BUDGET_FLOOR + sliding(&self.requests) * BUDGET_SHARE_PERCENT / 100;
@@ -342,17 +320,12 @@ mod tests {
     #[test]
     fn the_budget_is_a_floor_and_a_share_and_comes_back() {
         let budget = RetryBudget::default();
-        let granted =
-            |budget: &RetryBudget, now| (0..10_000).take_while(|_| budget.withdraw(now)).count();
+        let granted = |budget: &RetryBudget, now| (0..10_000).take_while(|_| budget.withdraw(now)).count();
         assert_eq!(granted(&budget, 0), 100, "the floor: 10 a second over 10 s");
         for _ in 0..1_000 {
             budget.request(1);
         }
         assert_eq!(granted(&budget, 1), 200, "20 % of 1,000 more");
-        assert_eq!(
-            granted(&budget, 30_000_000_000),
-            100,
-            "all forgotten after two windows"
-        );
+        assert_eq!(granted(&budget, 30_000_000_000), 100, "all forgotten after two windows");
     }
 }

@@ -11,8 +11,7 @@ use http::uri::Authority as UriAuthority;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use posthouse_model::stats::now_nanos;
 use posthouse_model::{
-    AppProtocol, Authority, Destination, Directory, Endpoint, EndpointStats, Host, Peer,
-    Unresolved, address,
+    AppProtocol, Authority, Destination, Directory, Endpoint, EndpointStats, Host, Peer, Unresolved, address,
 };
 use tracing::debug;
 
@@ -21,9 +20,7 @@ use crate::body::ReplayBody;
 use crate::client::{Client, Found};
 use crate::config::MissingPeer;
 use crate::error::{Error, ErrorKind, Retry, Side};
-use crate::exchange::{
-    Downstream, Interim, Request, Response, SharedInterim, answer_error, await_response, forward,
-};
+use crate::exchange::{Downstream, Interim, Request, Response, SharedInterim, answer_error, await_response, forward};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::link::Stamp;
@@ -68,56 +65,22 @@ pub(crate) async fn handle<D: Downstream>(
     let counted = client.worker.outbound.begin();
     let directory = client.worker.proxy.directory.load_full();
     let grpc = request.is_grpc();
-    let mut log = LogFields {
-        method: request.method.clone(),
-        authority: request.authority.clone(),
-        endpoint: None,
-    };
+    let mut log = LogFields { method: request.method.clone(), authority: request.authority.clone(), endpoint: None };
     let mut found = None;
-    let result = serve(
-        client,
-        &directory,
-        &mut request,
-        down,
-        timer,
-        &mut found,
-        &mut log,
-    )
-    .await;
+    let result = serve(client, &directory, &mut request, down, timer, started, &mut found, &mut log).await;
     let (status, error, handled) = match result {
         Ok(Served::Answered(status)) => (Some(status), None, Handled::Done),
         Ok(Served::Switched(response, in_flight)) => {
-            let underway = Underway {
-                _request: counted,
-                _endpoint: Some(in_flight),
-            };
-            (
-                Some(response.status),
-                None,
-                Handled::Switched(response, underway),
-            )
+            let underway = Underway { _request: counted, _endpoint: Some(in_flight) };
+            (Some(response.status), None, Handled::Switched(response, underway))
         }
-        Err(Failure {
-            error,
-            answered: true,
-            status,
-        }) => (status, Some(error), Handled::Done),
-        Err(Failure {
-            error,
-            answered: false,
-            ..
-        }) => {
+        Err(Failure { error, answered: true, status }) => (status, Some(error), Handled::Done),
+        Err(Failure { error, answered: false, .. }) => {
             answer_error(down, &error, grpc, HeaderMap::new(), ERROR_ANSWER).await;
             (Some(error.status()), Some(error), Handled::Done)
         }
     };
-    record(
-        found.as_deref(),
-        status,
-        error.as_ref(),
-        started.elapsed(),
-        &log,
-    );
+    record(found.as_deref(), status, error.as_ref(), started.elapsed(), &log);
     handled
 }
 
@@ -128,13 +91,7 @@ struct LogFields {
 }
 
 /// Metrics and log line of one request, from its outcome.
-fn record(
-    found: Option<&Found>,
-    status: Option<StatusCode>,
-    error: Option<&Error>,
-    took: Duration,
-    log: &LogFields,
-) {
+fn record(found: Option<&Found>, status: Option<StatusCode>, error: Option<&Error>, took: Duration, log: &LogFields) {
     match found {
         Some(found) => found.metrics.finished(status, error.map(|e| e.kind), took),
         None => {
@@ -165,49 +122,34 @@ struct Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self {
-            error,
-            answered: false,
-            status: None,
-        }
+        Self { error, answered: false, status: None }
     }
 }
 
+#[allow(clippy::too_many_arguments)] // the outcome's parts come out of it one by one, whatever happens
 async fn serve<D: Downstream>(
     client: &Client,
     directory: &Arc<Directory>,
     request: &mut Request,
     down: &mut D,
     timer: &mut IdleTimer,
+    started: Instant,
     found_out: &mut Option<Rc<Found>>,
     log: &mut LogFields,
 ) -> Result<Served, Failure> {
     let default_port = if request.https { 443 } else { 80 };
-    let found = client.find(directory, &request.authority, default_port)?;
+    let found = client.find(directory, &request.authority, default_port, started)?;
     *found_out = Some(Rc::clone(&found));
     refuse_loops(client, request)?;
     let delivery = delivery(request, found.destination.service_port().app_protocol)?;
     prepare(client, request, delivery);
-    found.budget.request(now_nanos());
+    let begun = now_nanos();
+    found.budget.request(begun);
 
     let body = std::mem::replace(&mut request.body, crate::body::Body::Empty);
-    let body = if body.is_end() {
-        None
-    } else {
-        Some(ReplayBody::new(body))
-    };
-    let (response, in_flight) = send(
-        client,
-        directory,
-        &found,
-        request,
-        delivery,
-        body.as_ref(),
-        down,
-        timer,
-        log,
-    )
-    .await?;
+    let body = if body.is_end() { None } else { Some(ReplayBody::new(body)) };
+    let (response, in_flight) =
+        send(client, directory, &found, request, delivery, body.as_ref(), down, timer, begun, log).await?;
     if let Some(body) = &body {
         body.commit();
     }
@@ -215,17 +157,10 @@ async fn serve<D: Downstream>(
         return Ok(Served::Switched(Box::new(response), in_flight));
     }
     let status = response.status;
-    forward(response, down, body.as_ref(), timer)
-        .await
-        .map(|()| Served::Answered(status))
-        .map_err(|error| {
-            in_flight.stats.failed();
-            Failure {
-                error,
-                answered: true,
-                status: Some(status),
-            }
-        })
+    forward(response, down, body.as_ref(), timer).await.map(|()| Served::Answered(status)).map_err(|error| {
+        in_flight.stats.failed();
+        Failure { error, answered: true, status: Some(status) }
+    })
 }
 
 /// The destination of `authority`, or the reason why there is none.
@@ -236,35 +171,19 @@ pub(crate) fn identify(
     default_port: u16,
 ) -> Result<Destination, Error> {
     let config = &client.worker.proxy.config;
-    let parsed = Authority::parse(authority.as_str()).map_err(|error| {
-        Error::client(
-            ErrorKind::HttpRequestError,
-            format!("'{authority}': {error}"),
-        )
-    })?;
+    let parsed = Authority::parse(authority.as_str())
+        .map_err(|error| Error::client(ErrorKind::HttpRequestError, format!("'{authority}': {error}")))?;
     if let Host::Ip(ip) = parsed.host {
         let asked = SocketAddr::new(ip.to_canonical(), parsed.port.unwrap_or(default_port));
-        if config
-            .own_addresses
-            .iter()
-            .any(|own| is_same_listener(*own, asked, &config.node_ips))
-        {
+        if config.own_addresses.iter().any(|own| is_same_listener(*own, asked, &config.node_ips)) {
             return Err(Error::client(
                 ErrorKind::ProxyLoopDetected,
-                format!(
-                    "{asked} is this proxy itself; send the request with the Service's name as its host"
-                ),
+                format!("{asked} is this proxy itself; send the request with the Service's name as its host"),
             ));
         }
     }
-    directory
-        .resolve(
-            &parsed,
-            default_port,
-            client.namespace.as_deref(),
-            &config.cluster_domain,
-        )
-        .map_err(|unresolved| {
+    directory.resolve(&parsed, default_port, client.namespace.as_deref(), &config.cluster_domain).map_err(
+        |unresolved| {
             let kind = match unresolved {
                 Unresolved::Refused { .. } => ErrorKind::DestinationIpProhibited,
                 Unresolved::UnknownName { .. }
@@ -275,16 +194,15 @@ pub(crate) fn identify(
                 | Unresolved::UnknownAddress { .. } => ErrorKind::DestinationNotFound,
             };
             Error::client(kind, unresolved.to_string())
-        })
+        },
+    )
 }
 
 fn is_same_listener(own: SocketAddr, asked: SocketAddr, node_ips: &[std::net::IpAddr]) -> bool {
     own.port() == asked.port()
         && (own.ip() == asked.ip()
             || own.ip().is_unspecified()
-                && (asked.ip().is_loopback()
-                    || asked.ip().is_unspecified()
-                    || node_ips.contains(&asked.ip())))
+                && (asked.ip().is_loopback() || asked.ip().is_unspecified() || node_ips.contains(&asked.ip())))
 }
 
 /// Ends requests that come round to this node again and again.
@@ -300,9 +218,7 @@ fn refuse_loops(client: &Client, request: &Request) -> Result<(), Error> {
     if passes >= MAX_PASSES {
         return Err(Error::client(
             ErrorKind::ProxyLoopDetected,
-            format!(
-                "the request has passed this node {passes} times; some pod sends it back to where it came from"
-            ),
+            format!("the request has passed this node {passes} times; some pod sends it back to where it came from"),
         ));
     }
     Ok(())
@@ -315,12 +231,10 @@ fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Er
     }
     match app_protocol {
         AppProtocol::H2c | AppProtocol::Grpc => Ok(Delivery::Http2),
-        AppProtocol::Http1 | AppProtocol::WebSocket if request.h2 && request.is_grpc() => {
-            Err(Error::client(
-                ErrorKind::HttpUpgradeFailed,
-                "gRPC needs HTTP/2, but the Service port's appProtocol says HTTP/1.1; set it to 'grpc' or 'kubernetes.io/h2c'",
-            ))
-        }
+        AppProtocol::Http1 | AppProtocol::WebSocket if request.h2 && request.is_grpc() => Err(Error::client(
+            ErrorKind::HttpUpgradeFailed,
+            "gRPC needs HTTP/2, but the Service port's appProtocol says HTTP/1.1; set it to 'grpc' or 'kubernetes.io/h2c'",
+        )),
         AppProtocol::Http1 | AppProtocol::WebSocket => Ok(Delivery::Http1),
         AppProtocol::Tls | AppProtocol::Tcp => Err(Error::client(
             ErrorKind::HttpUpgradeFailed,
@@ -343,9 +257,7 @@ fn prepare(client: &Client, request: &mut Request, delivery: Delivery) {
             inbound::join_cookies(&mut request.headers);
         }
     }
-    request
-        .headers
-        .append(http::header::VIA, client.worker.via.clone());
+    request.headers.append(http::header::VIA, client.worker.via.clone());
 }
 
 /// Sends the request to one endpoint after the other until one answers or none may be tried any more.
@@ -359,28 +271,20 @@ async fn send<D: Downstream>(
     body: Option<&ReplayBody>,
     down: &mut D,
     timer: &mut IdleTimer,
+    mut begun: u64,
     log: &mut LogFields,
 ) -> Result<(Response, InFlight), Error> {
     let down = RefCell::new(down);
     let mut retry = Retries::default();
     loop {
-        let endpoint = match pick(found, &retry) {
+        let endpoint = match pick(found, &retry, begun) {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(retry.last.unwrap_or(error)),
         };
         log.endpoint = Some(endpoint.address);
         let in_flight = InFlight::begin(&endpoint.stats);
-        let begun = now_nanos();
         let mut interim = SharedInterim(&down);
-        let call = send_once(
-            client,
-            directory,
-            &endpoint,
-            delivery,
-            request,
-            body,
-            &mut interim,
-        );
+        let call = send_once(client, directory, &endpoint, delivery, request, body, &mut interim);
         match await_response(call, body, timer, &down).await {
             Ok(response) => {
                 let now = now_nanos();
@@ -391,10 +295,8 @@ async fn send<D: Downstream>(
                 in_flight.stats.failed();
                 drop(in_flight);
                 let replayable = body.is_none_or(ReplayBody::can_replay);
-                retry
-                    .decide(error, &endpoint, request.is_idempotent(), replayable, found)?
-                    .wait()
-                    .await;
+                retry.decide(error, &endpoint, request.is_idempotent(), replayable, found)?.wait().await;
+                begun = now_nanos();
             }
         }
     }
@@ -420,10 +322,7 @@ impl Retries {
         found: &Found,
     ) -> Result<Backoff, Error> {
         let now = now_nanos();
-        if matches!(
-            error.kind,
-            ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout
-        ) {
+        if matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout) {
             endpoint.stats.refused(now);
         }
         let allowed = replayable
@@ -445,9 +344,7 @@ impl Retries {
             Backoff(Duration::ZERO)
         } else {
             self.idempotent += 1;
-            let ceiling = BACKOFF_FIRST
-                .saturating_mul(1 << (self.idempotent - 1).min(8))
-                .min(BACKOFF_MAX);
+            let ceiling = BACKOFF_FIRST.saturating_mul(1 << (self.idempotent - 1).min(8)).min(BACKOFF_MAX);
             Backoff(ceiling.mul_f64(fastrand::f64()))
         };
         self.tried.add(endpoint, error.side == Side::Link);
@@ -474,9 +371,7 @@ pub(crate) struct InFlight {
 impl InFlight {
     fn begin(stats: &Arc<EndpointStats>) -> Self {
         stats.begin();
-        Self {
-            stats: Arc::clone(stats),
-        }
+        Self { stats: Arc::clone(stats) }
     }
 }
 
@@ -487,21 +382,14 @@ impl Drop for InFlight {
 }
 
 /// The endpoint for the next try.
-fn pick(found: &Found, retries: &Retries) -> Result<Arc<Endpoint>, Error> {
+fn pick(found: &Found, retries: &Retries, now: u64) -> Result<Arc<Endpoint>, Error> {
     let destination = &found.destination;
     if let Some(only) = &destination.endpoint {
         // A name or address that means one pod is never served by another.
-        return if retries.tried.is_empty() {
-            Ok(Arc::clone(only))
-        } else {
-            Err(unavailable(destination))
-        };
+        return if retries.tried.is_empty() { Ok(Arc::clone(only)) } else { Err(unavailable(destination)) };
     }
     let set = &destination.service_port().endpoints;
-    LeastRequest
-        .pick(set.usable(), &retries.tried, now_nanos())
-        .cloned()
-        .ok_or_else(|| unavailable(destination))
+    LeastRequest.pick(set.usable(), &retries.tried, now).cloned().ok_or_else(|| unavailable(destination))
 }
 
 fn unavailable(destination: &Destination) -> Error {
@@ -521,18 +409,12 @@ fn unavailable(destination: &Destination) -> Error {
     } else if port.endpoints.ready() == 0 {
         format!("has {} endpoints, none ready", all.len())
     } else {
-        format!(
-            "has {} ready endpoints, all tried in vain",
-            port.endpoints.ready()
-        )
+        format!("has {} ready endpoints, all tried in vain", port.endpoints.ready())
     };
     Error::upstream(
         ErrorKind::DestinationUnavailable,
         Retry::Safe,
-        format!(
-            "Service {}/{} port {} {state}; last change {age} s ago",
-            service.namespace, service.name, port.port
-        ),
+        format!("Service {}/{} port {} {state}; last change {age} s ago", service.namespace, service.name, port.port),
     )
 }
 
@@ -547,11 +429,7 @@ pub(crate) enum Way {
 }
 
 /// Decides the way to `endpoint`, or why there is none.
-pub(crate) fn way(
-    client: &Client,
-    directory: &Directory,
-    endpoint: &Endpoint,
-) -> Result<Way, Error> {
+pub(crate) fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
     let config = &client.worker.proxy.config;
     if let Some(refusal) = endpoint.refusal {
         return Err(Error::upstream(
@@ -579,18 +457,10 @@ fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result
         return Err(Error::upstream(
             ErrorKind::DestinationUnavailable,
             Retry::Safe,
-            format!(
-                "node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'",
-                endpoint.address
-            ),
+            format!("node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'", endpoint.address),
         ));
     }
-    match address::check(
-        endpoint.address.ip(),
-        endpoint.address.port(),
-        false,
-        directory,
-    ) {
+    match address::check(endpoint.address.ip(), endpoint.address.port(), false, directory) {
         Ok(()) => Ok(Way::Direct),
         Err(refusal) => Err(Error::upstream(
             ErrorKind::DestinationIpProhibited,
@@ -613,34 +483,19 @@ async fn send_once(
     let target = endpoint.address;
     let way = match way(client, directory, endpoint)? {
         Way::Link(peer) => {
-            let stamp = Stamp {
-                target,
-                source: &client.source,
-                delivery,
-            };
-            match worker
-                .links
-                .call(&worker.proxy, &peer, &stamp, request, body, interim)
-                .await
-            {
+            let stamp = Stamp { target, source: &client.source, delivery };
+            match worker.links.call(&worker.proxy, &peer, &stamp, request, body, interim).await {
                 // The peer is listed as ready but cannot be linked to (it restarts): its pods can still be reached
                 // the way they are without a peer, if that is allowed.
-                Err(error) if error.side == Side::Link => {
-                    direct(client, directory, endpoint).map_err(|_| error)?
-                }
+                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
                 result => return result,
             }
         }
         way => way,
     };
     match way {
-        Way::Local | Way::Direct => {
-            inbound::deliver(&worker.pods, target, delivery, request, body, interim).await
-        }
-        Way::Link(_) => Err(Error::internal(
-            ErrorKind::ProxyInternalError,
-            "no way was left",
-        )),
+        Way::Local | Way::Direct => inbound::deliver(&worker.pods, target, delivery, request, body, interim).await,
+        Way::Link(_) => Err(Error::internal(ErrorKind::ProxyInternalError, "no way was left")),
     }
 }
 
@@ -651,14 +506,14 @@ pub(crate) async fn open_tunnel(
     found: &Found,
 ) -> Result<(crate::exchange::TunnelEnd, InFlight), Error> {
     let mut retry = Retries::default();
-    found.budget.request(now_nanos());
+    let mut begun = now_nanos();
+    found.budget.request(begun);
     loop {
-        let endpoint = match pick(found, &retry) {
+        let endpoint = match pick(found, &retry, begun) {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(retry.last.unwrap_or(error)),
         };
         let in_flight = InFlight::begin(&endpoint.stats);
-        let begun = now_nanos();
         match tunnel_once(client, directory, &endpoint).await {
             Ok(end) => {
                 let now = now_nanos();
@@ -668,10 +523,8 @@ pub(crate) async fn open_tunnel(
             Err(error) => {
                 in_flight.stats.failed();
                 drop(in_flight);
-                retry
-                    .decide(error, &endpoint, true, true, found)?
-                    .wait()
-                    .await;
+                retry.decide(error, &endpoint, true, true, found)?.wait().await;
+                begun = now_nanos();
             }
         }
     }
@@ -685,22 +538,12 @@ async fn tunnel_once(
     let worker = &client.worker;
     let way = match way(client, directory, endpoint)? {
         Way::Link(peer) => {
-            let stamp = Stamp {
-                target: endpoint.address,
-                source: &client.source,
-                delivery: Delivery::Opaque,
-            };
+            let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
             match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {
-                Err(error) if error.side == Side::Link => {
-                    direct(client, directory, endpoint).map_err(|_| error)?
-                }
+                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
                 result => {
                     return result?.tunnel.ok_or_else(|| {
-                        Error::upstream(
-                            ErrorKind::HttpProtocolError,
-                            Retry::Never,
-                            "the peer opened no tunnel",
-                        )
+                        Error::upstream(ErrorKind::HttpProtocolError, Retry::Never, "the peer opened no tunnel")
                     });
                 }
             }
@@ -716,11 +559,7 @@ async fn tunnel_once(
 pub(crate) fn source_value(pod: Option<&posthouse_model::Pod>) -> HeaderValue {
     pod.and_then(|pod| {
         let id = &pod.id;
-        HeaderValue::try_from(format!(
-            "{}/{}/{}/{}",
-            id.namespace, id.name, id.uid, pod.service_account
-        ))
-        .ok()
+        HeaderValue::try_from(format!("{}/{}/{}/{}", id.namespace, id.name, id.uid, pod.service_account)).ok()
     })
     .unwrap_or_else(|| HeaderValue::from_static("-"))
 }

@@ -17,9 +17,7 @@ use tokio::net::TcpStream;
 
 use crate::body::{Body, BodyOf, H1Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
-use crate::exchange::{
-    Interim, Request, Response, TunnelEnd, Upload, content_length, poll_upload, upload_h1,
-};
+use crate::exchange::{Interim, Request, Response, TunnelEnd, Upload, content_length, poll_upload, upload_h1};
 use crate::h1::{self, BodyLength, HeadScan};
 use crate::h2conn::{H2Conn, POD_WINDOWS};
 use crate::h2pool::H2Pool;
@@ -76,13 +74,8 @@ impl PodLease {
         let mut idle = self.pods.idle.borrow_mut();
         let of_pod = idle.entry(self.address).or_default();
         if of_pod.len() < MAX_IDLE_PER_POD && self.pods.idle_count.get() < MAX_IDLE {
-            of_pod.push(Idle {
-                connection: PodConnection {
-                    io: Rc::clone(io),
-                    open: self.open,
-                },
-                since: Instant::now(),
-            });
+            of_pod
+                .push(Idle { connection: PodConnection { io: Rc::clone(io), open: self.open }, since: Instant::now() });
             self.pods.idle_count.set(self.pods.idle_count.get() + 1);
         }
     }
@@ -109,21 +102,13 @@ impl Pods {
     /// Opens a connection.
     pub(crate) async fn dial(&self, address: SocketAddr) -> Result<TcpStream, Error> {
         let failed = |kind, what: &dyn std::fmt::Display| {
-            Error::upstream(
-                kind,
-                Retry::Safe,
-                format!("pod {address} did not take the connection: {what}"),
-            )
+            Error::upstream(kind, Retry::Safe, format!("pod {address} did not take the connection: {what}"))
         };
         match tokio::time::timeout(self.connect_timeout, TcpStream::connect(address)).await {
-            Err(_) => Err(failed(
-                ErrorKind::ConnectionTimeout,
-                &format!("no answer in {:?}", self.connect_timeout),
-            )),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(failed(
-                ErrorKind::ConnectionRefused,
-                &"refused; is the process listening on that port?",
-            )),
+            Err(_) => Err(failed(ErrorKind::ConnectionTimeout, &format!("no answer in {:?}", self.connect_timeout))),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Err(failed(ErrorKind::ConnectionRefused, &"refused; is the process listening on that port?"))
+            }
             Ok(Err(error)) => Err(failed(ErrorKind::DestinationUnavailable, &error)),
             Ok(Ok(stream)) => {
                 // Fails only on a broken socket, which the first write tells.
@@ -157,15 +142,9 @@ impl Pods {
         interim: &mut dyn Interim,
     ) -> Result<Response, Error> {
         if let Some(connection) = self.take_idle(address) {
-            match self
-                .try_h1(connection, address, request, body, interim)
-                .await
-            {
+            match self.try_h1(connection, address, request, body, interim).await {
                 Ok(response) => return Ok(response),
-                Err(failed)
-                    if failed.silent
-                        && request.is_idempotent()
-                        && body.is_none_or(ReplayBody::can_replay) => {}
+                Err(failed) if failed.silent && request.is_idempotent() && body.is_none_or(ReplayBody::can_replay) => {}
                 Err(failed) => return Err(failed.error),
             }
         }
@@ -174,9 +153,7 @@ impl Pods {
             io: BufferedIo::shared(Stream::Tcp(stream), BytesMut::new()),
             open: OpenGauge::connection("pod"),
         };
-        self.try_h1(connection, address, request, body, interim)
-            .await
-            .map_err(|failed| failed.error)
+        self.try_h1(connection, address, request, body, interim).await.map_err(|failed| failed.error)
     }
 
     async fn try_h1(
@@ -189,13 +166,9 @@ impl Pods {
     ) -> Result<Response, Failed> {
         let PodConnection { io, open } = connection;
         let length = match body {
-            None if request.upgrade.is_none() && expects_body(&request.method) => {
-                BodyLength::Length(0)
-            }
+            None if request.upgrade.is_none() && expects_body(&request.method) => BodyLength::Length(0),
             None => BodyLength::None,
-            Some(_) => {
-                content_length(&request.headers).map_or(BodyLength::Chunked, BodyLength::Length)
-            }
+            Some(_) => content_length(&request.headers).map_or(BodyLength::Chunked, BodyLength::Length),
         };
         {
             let mut io = io.borrow_mut();
@@ -214,13 +187,8 @@ impl Pods {
             body.map(|body| Box::pin(upload_h1(body.reader(), Rc::clone(&io), length)) as Upload);
         let mut scan = HeadScan::default();
         let mut seen = false;
-        let head =
-            poll_fn(|cx| poll_head(&io, &mut upload, &mut scan, &mut seen, request, interim, cx))
-                .await;
-        let head = head.map_err(|error| Failed {
-            error,
-            silent: !seen,
-        })?;
+        let head = poll_fn(|cx| poll_head(&io, &mut upload, &mut scan, &mut seen, request, interim, cx)).await;
+        let head = head.map_err(|error| Failed { error, silent: !seen })?;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Response {
                 status: head.status,
@@ -230,25 +198,11 @@ impl Pods {
                 tunnel: Some(TunnelEnd::Io { io, open }),
             });
         }
-        let lease = PodLease {
-            pods: Rc::clone(self),
-            address,
-            open,
-            keep_alive: head.keep_alive,
-        };
+        let lease = PodLease { pods: Rc::clone(self), address, open, keep_alive: head.keep_alive };
         let body = H1Body::new(io, head.body, BodyOf::Response, Some(lease));
-        let body = if matches!(head.body, BodyLength::None | BodyLength::Length(0)) {
-            Body::Empty
-        } else {
-            Body::H1(body)
-        };
-        Ok(Response {
-            status: head.status,
-            headers: head.headers,
-            body,
-            upload,
-            tunnel: None,
-        })
+        let body =
+            if matches!(head.body, BodyLength::None | BodyLength::Length(0)) { Body::Empty } else { Body::H1(body) };
+        Ok(Response { status: head.status, headers: head.headers, body, upload, tunnel: None })
     }
 
     /// An HTTP/2 connection to the pod.
@@ -278,8 +232,7 @@ impl Pods {
             !of_pod.is_empty()
         });
         self.idle_count.set(left);
-        self.h2
-            .sweep(|_, connection| connection.idle_for() < H2_IDLE);
+        self.h2.sweep(|_, connection| connection.idle_for() < H2_IDLE);
     }
 }
 
@@ -295,11 +248,7 @@ fn poll_head(
     cx: &mut Context<'_>,
 ) -> Poll<Result<h1::ResponseHead, Error>> {
     let broken = |details: String| {
-        Poll::Ready(Err(Error::upstream(
-            ErrorKind::ConnectionTerminated,
-            Retry::IfIdempotent,
-            details,
-        )))
+        Poll::Ready(Err(Error::upstream(ErrorKind::ConnectionTerminated, Retry::IfIdempotent, details)))
     };
     poll_upload(upload, cx)?;
     let mut io = io.borrow_mut();
@@ -337,9 +286,7 @@ fn poll_head(
             }
             Ok(_) => *seen = true,
             Err(error) => {
-                return broken(format!(
-                    "the connection to the pod broke before it answered: {error}"
-                ));
+                return broken(format!("the connection to the pod broke before it answered: {error}"));
             }
         }
     }

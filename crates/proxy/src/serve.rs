@@ -55,11 +55,7 @@ pub(crate) async fn connection(client: Rc<Client>, mut io: BufferedIo) {
                     return Poll::Ready(None);
                 }
                 timer.poll_expired(cx).map(|()| {
-                    limit_reached(if was_empty {
-                        "client_idle"
-                    } else {
-                        "header_timeout"
-                    });
+                    limit_reached(if was_empty { "client_idle" } else { "header_timeout" });
                     None
                 })
             })
@@ -77,22 +73,11 @@ pub(crate) async fn connection(client: Rc<Client>, mut io: BufferedIo) {
 pub(crate) async fn refuse_stranger(mut stream: TcpStream, remote: SocketAddr) {
     let error = Error::client(
         ErrorKind::HttpRequestDenied,
-        format!(
-            "{} is not a pod of this node; a pod uses the proxy of its own node (status.hostIP)",
-            remote.ip()
-        ),
+        format!("{} is not a pod of this node; a pod uses the proxy of its own node (status.hostIP)", remote.ip()),
     );
     let (status, headers, text) = error_answer(&error, false, HeaderMap::new());
     let mut answer = BytesMut::new();
-    h1::write_response_head(
-        &mut answer,
-        status,
-        &headers,
-        BodyLength::Length(text.len() as u64),
-        false,
-        false,
-        None,
-    );
+    h1::write_response_head(&mut answer, status, &headers, BodyLength::Length(text.len() as u64), false, false, None);
     answer.extend_from_slice(text.as_bytes());
     let polite = async {
         stream.write_all(&answer).await?;
@@ -152,11 +137,7 @@ pub(crate) fn tunnel(
             Inside::Http1 => {
                 counter!(TUNNELS, "kind" => "http1").increment(1);
                 drop(counted);
-                http1::serve(
-                    Rc::new(client.inside(target)),
-                    Rc::new(std::cell::RefCell::new(io)),
-                )
-                .await;
+                http1::serve(Rc::new(client.inside(target)), Rc::new(std::cell::RefCell::new(io))).await;
             }
             Inside::Http2 => {
                 counter!(TUNNELS, "kind" => "http2").increment(1);
@@ -186,11 +167,7 @@ async fn look_inside(client: &Client, found: &Found, mut io: BufferedIo) -> (Buf
     }
     // Where the Service says HTTP, silence does not mean another protocol: wait as long as for any request.
     let says_http = protocol != posthouse_model::AppProtocol::Unknown;
-    let mut timer = IdleTimer::new(if says_http {
-        timeouts.client_idle
-    } else {
-        timeouts.peek
-    });
+    let mut timer = IdleTimer::new(if says_http { timeouts.client_idle } else { timeouts.peek });
     loop {
         match detect::inside_tunnel(&io.rbuf) {
             Detected::Http1 => return (io, Inside::Http1),
@@ -229,16 +206,12 @@ async fn opaque(client: &Client, found: &Found, io: BufferedIo, counted: OpenGau
                 limit_reached("tunnel_idle");
             }
             drop(in_flight);
-            found
-                .metrics
-                .finished(Some(http::StatusCode::OK), None, started.elapsed());
+            found.metrics.finished(Some(http::StatusCode::OK), None, started.elapsed());
         }
         Err(error) => {
             // The CONNECT was answered 200 already: all that is left is to break off.
             debug!(error = error.kind.token(), details = %error.details, "tunnel failed");
-            found
-                .metrics
-                .finished(None, Some(error.kind), started.elapsed());
+            found.metrics.finished(None, Some(error.kind), started.elapsed());
             if let Stream::Tcp(stream) = &io.stream {
                 let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
             }

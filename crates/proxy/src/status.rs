@@ -23,11 +23,7 @@ pub struct Proxy {
 impl Proxy {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(
-        config: Config,
-        directory: DirectoryHandle,
-        transport: Arc<dyn LinkTransport>,
-    ) -> Arc<Self> {
+    pub fn new(config: Config, directory: DirectoryHandle, transport: Arc<dyn LinkTransport>) -> Arc<Self> {
         Arc::new(Self {
             config,
             directory,

@@ -24,11 +24,7 @@ pub(crate) enum Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             Self::Boxed(s) => Pin::new(s).poll_read(cx, buf),
@@ -37,11 +33,7 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(s) => Pin::new(s).poll_write(cx, buf),
             Self::Boxed(s) => Pin::new(s).poll_write(cx, buf),
@@ -88,11 +80,7 @@ pub(crate) struct Prefixed {
 }
 
 impl AsyncRead for Prefixed {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.prefix.is_empty() {
             return Pin::new(&mut this.stream).poll_read(cx, buf);
@@ -104,11 +92,7 @@ impl AsyncRead for Prefixed {
 }
 
 impl AsyncWrite for Prefixed {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
@@ -154,12 +138,7 @@ pub(crate) type SharedIo = Rc<RefCell<BufferedIo>>;
 
 impl BufferedIo {
     pub(crate) fn new(stream: Stream, rbuf: BytesMut) -> Self {
-        Self {
-            stream,
-            rbuf,
-            wbuf: BytesMut::new(),
-            body_open: false,
-        }
+        Self { stream, rbuf, wbuf: BytesMut::new(), body_open: false }
     }
 
     pub(crate) fn shared(stream: Stream, rbuf: BytesMut) -> SharedIo {
@@ -167,11 +146,7 @@ impl BufferedIo {
     }
 
     /// Reads once into the read buffer; `Ok(0)` is the end of the stream.
-    pub(crate) fn poll_fill(
-        &mut self,
-        cx: &mut Context<'_>,
-        room: usize,
-    ) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         if self.rbuf.capacity() - self.rbuf.len() < READ_FIRST / 2 {
             self.rbuf.reserve(room.max(READ_FIRST));
         }
@@ -192,11 +167,7 @@ impl BufferedIo {
     }
 
     /// Writes the write buffer and then `data`, in as few writes as possible; ready when all is written.
-    pub(crate) fn poll_write_data(
-        &mut self,
-        cx: &mut Context<'_>,
-        data: &mut Bytes,
-    ) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_write_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         if data.len() <= COPY_BELOW && !self.wbuf.is_empty() {
             self.wbuf.extend_from_slice(data);
             data.clear();

@@ -39,12 +39,7 @@ struct Direction {
 
 impl Direction {
     fn new() -> Self {
-        Self {
-            chunk: Bytes::new(),
-            held: 0,
-            read_done: false,
-            closed: false,
-        }
+        Self { chunk: Bytes::new(), held: 0, read_done: false, closed: false }
     }
 
     /// Moves what can be moved. `Ready(Ok)` when this direction is finished.
@@ -94,9 +89,7 @@ pub(crate) async fn splice(mut a: TunnelEnd, mut b: TunnelEnd, idle: Duration) -
             timer.touch();
         }
         match (up, down) {
-            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
-                Poll::Ready(TunnelEndedBy::Broken)
-            }
+            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(TunnelEndedBy::Broken),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(TunnelEndedBy::Both),
             _ => timer.poll_expired(cx).map(|()| TunnelEndedBy::Idle),
         }
@@ -143,8 +136,9 @@ impl TunnelEnd {
     fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<io::Result<()>> {
         match self {
             Self::Io { io, .. } => io.borrow_mut().poll_write_data(cx, chunk),
-            Self::H2 { send, .. } => poll_send_data(send, cx, chunk, false)
-                .map_err(|_| io::ErrorKind::ConnectionReset.into()),
+            Self::H2 { send, .. } => {
+                poll_send_data(send, cx, chunk, false).map_err(|_| io::ErrorKind::ConnectionReset.into())
+            }
         }
     }
 
@@ -155,9 +149,7 @@ impl TunnelEnd {
                 ready!(io.poll_flush(cx))?;
                 match ready!(Pin::new(&mut io.stream).poll_shutdown(cx)) {
                     // The other side has closed both ways already: nothing is left to be told.
-                    Err(error) if error.kind() == io::ErrorKind::NotConnected => {
-                        Poll::Ready(Ok(()))
-                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
                     result => Poll::Ready(result),
                 }
             }
@@ -191,11 +183,7 @@ pub(crate) struct H2Io {
 }
 
 impl AsyncRead for H2Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.left.is_empty() {
             match ready!(this.recv.poll_data(cx)) {
@@ -212,11 +200,7 @@ impl AsyncRead for H2Io {
 }
 
 impl AsyncWrite for H2Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let send = &mut self.get_mut().send;
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
@@ -233,8 +217,7 @@ impl AsyncWrite for H2Io {
             }
         }
         let n = capacity.min(buf.len());
-        send.send_data(Bytes::copy_from_slice(&buf[..n]), false)
-            .map_err(io::Error::other)?;
+        send.send_data(Bytes::copy_from_slice(&buf[..n]), false).map_err(io::Error::other)?;
         Poll::Ready(Ok(n))
     }
 

@@ -2,6 +2,7 @@
 //! with other workers but through `Proxy`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,9 +17,11 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::client::{self, Client, Origin};
+use crate::error::Error;
+use crate::inbound;
 use crate::link::Links;
 use crate::metrics::{
-    CLIENTS_REFUSED, Direction, MetricsCache, OpenGauge, TASK_PANICS, limit_reached,
+    CLIENTS_REFUSED, Direction, LINK_STREAMS, MetricsCache, OpenGauge, ServiceMetrics, TASK_PANICS, limit_reached,
 };
 use crate::pods::Pods;
 use crate::serve;
@@ -43,6 +46,10 @@ pub(crate) struct Worker {
     /// Our entry in Via.
     pub(crate) via: HeaderValue,
     pub(crate) drain: Drain,
+    /// `posthouse_link_streams` of direction `in`.
+    pub(crate) link_streams: metrics::Gauge,
+    /// Targets that were admitted under the directory of this version.
+    admitted: RefCell<(u64, HashMap<SocketAddr, Rc<ServiceMetrics>>)>,
     held: Cell<usize>,
     warned: RefCell<Option<std::time::Instant>>,
 }
@@ -102,6 +109,8 @@ impl Worker {
             inbound: MetricsCache::new(Direction::Inbound),
             via,
             drain: Drain::default(),
+            link_streams: metrics::gauge!(LINK_STREAMS, "direction" => "in"),
+            admitted: RefCell::new((0, HashMap::new())),
             held: Cell::new(0),
             warned: RefCell::new(None),
             proxy,
@@ -109,16 +118,11 @@ impl Worker {
     }
 
     /// Serves until told to stop; returns when the last connection has ended, or at once on [`Phase::Stop`].
-    pub(crate) async fn run(
-        self: Rc<Self>,
-        listeners: Listeners,
-        mut phase: watch::Receiver<Phase>,
-    ) {
+    pub(crate) async fn run(self: Rc<Self>, listeners: Listeners, mut phase: watch::Receiver<Phase>) {
         let mut tasks: JoinSet<()> = JoinSet::new();
         let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
         let links = Arc::new(Semaphore::new(MAX_LINKS));
-        let (done, mut connections) =
-            tokio::sync::mpsc::unbounded_channel::<std::convert::Infallible>();
+        let (done, mut connections) = tokio::sync::mpsc::unbounded_channel::<std::convert::Infallible>();
         for listener in listeners.outbound {
             let worker = Rc::clone(&self);
             tasks.spawn_local(accept(
@@ -130,19 +134,20 @@ impl Worker {
             ));
         }
         let worker = Rc::clone(&self);
-        tasks.spawn_local(accept(
-            listeners.link,
-            links,
-            "link_connections",
-            done.clone(),
-            move |stream, remote| crate::link_server::serve(Rc::clone(&worker), stream, remote),
-        ));
+        tasks.spawn_local(accept(listeners.link, links, "link_connections", done.clone(), move |stream, remote| {
+            crate::link_server::serve(Rc::clone(&worker), stream, remote)
+        }));
         let worker = Rc::clone(&self);
         tasks.spawn_local(async move {
+            let mut turns = 0u64;
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 worker.pods.sweep();
                 worker.links.sweep(&worker.proxy);
+                turns += 1;
+                if turns % 60 == 0 {
+                    worker.admitted.borrow_mut().1.clear();
+                }
             }
         });
         drop(done);
@@ -159,6 +164,25 @@ impl Worker {
         }
     }
 
+    /// Whether a stream of a link may go to `target` (see [`inbound::admit`]), and the counters of its Service. The verdict
+    /// is kept until the directory changes; only a refusal is worked out each time.
+    pub(crate) fn admit(&self, target: SocketAddr, now: std::time::Instant) -> Result<Rc<ServiceMetrics>, Error> {
+        let directory = self.proxy.directory.load();
+        let mut admitted = self.admitted.borrow_mut();
+        // Also emptied from time to time: the counters must stay known to the exporter.
+        if admitted.0 != directory.version {
+            *admitted = (directory.version, HashMap::new());
+        }
+        if let Some(metrics) = admitted.1.get(&target) {
+            return Ok(Rc::clone(metrics));
+        }
+        inbound::admit(target, &self.proxy.config.node_name, &directory)?;
+        let key = directory.endpoints_at(target).first().map(|(key, _)| Arc::clone(key)).unwrap_or_default();
+        let metrics = self.inbound.service(&key, now);
+        admitted.1.insert(target, Rc::clone(&metrics));
+        Ok(metrics)
+    }
+
     /// One connection to the outbound port.
     async fn client(self: Rc<Self>, stream: TcpStream, remote: SocketAddr) {
         let _open = OpenGauge::connection("client");
@@ -167,11 +191,7 @@ impl Worker {
         match self.judge(remote).await {
             Ok(pod) => {
                 let client = Rc::new(Client::new(self, pod.as_deref()));
-                serve::connection(
-                    client,
-                    BufferedIo::new(Stream::Tcp(stream), BytesMut::new()),
-                )
-                .await;
+                serve::connection(client, BufferedIo::new(Stream::Tcp(stream), BytesMut::new())).await;
             }
             Err(reason) => {
                 counter!(CLIENTS_REFUSED, "reason" => reason).increment(1);
@@ -182,20 +202,10 @@ impl Worker {
     }
 
     /// Who the client is, after waiting for the directory to learn of it if need be; or why it is refused.
-    async fn judge(
-        &self,
-        remote: SocketAddr,
-    ) -> Result<Option<Arc<posthouse_model::Pod>>, &'static str> {
+    async fn judge(&self, remote: SocketAddr) -> Result<Option<Arc<posthouse_model::Pod>>, &'static str> {
         let config = &self.proxy.config;
         let ip = client::canonical(remote);
-        let look = || {
-            client::identify(
-                ip,
-                &config.node_name,
-                &config.node_ips,
-                &self.proxy.directory.load(),
-            )
-        };
+        let look = || client::identify(ip, &config.node_name, &config.node_ips, &self.proxy.directory.load());
         let mut changes = self.proxy.directory.subscribe();
         let settle = |origin| match origin {
             Origin::Pod(pod) => Some(Ok(Some(pod))),

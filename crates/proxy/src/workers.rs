@@ -33,20 +33,12 @@ impl Workers {
     ///
     /// # Errors
     /// The first address that cannot be bound, named in the error's text.
-    pub fn start(
-        proxy: &Arc<Proxy>,
-        count: usize,
-        outbound: &[SocketAddr],
-        link: SocketAddr,
-    ) -> io::Result<Self> {
+    pub fn start(proxy: &Arc<Proxy>, count: usize, outbound: &[SocketAddr], link: SocketAddr) -> io::Result<Self> {
         let count = count.max(1);
         let mut sets: Vec<Sockets> = Vec::with_capacity(count);
         let (mut outbound, mut link) = (outbound.to_vec(), link);
         for _ in 0..count {
-            let mut set = Sockets {
-                outbound: Vec::new(),
-                link: bind(&mut link, "--link-listen")?,
-            };
+            let mut set = Sockets { outbound: Vec::new(), link: bind(&mut link, "--link-listen")? };
             for address in &mut outbound {
                 set.outbound.push(bind(address, "--outbound-listen")?);
             }
@@ -57,24 +49,16 @@ impl Workers {
         let mut threads = Vec::with_capacity(count);
         for (n, set) in sets.into_iter().enumerate() {
             let (proxy, watch, alive) = (Arc::clone(proxy), watch.clone(), alive.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("worker-{n}"))
-                .spawn(move || {
-                    if let Err(failure) = work(proxy, set, watch) {
-                        error!(worker = n, error = %failure, "worker could not start");
-                    }
-                    drop(alive);
-                })?;
+            let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+                if let Err(failure) = work(proxy, set, watch) {
+                    error!(worker = n, error = %failure, "worker could not start");
+                }
+                drop(alive);
+            })?;
             threads.push(thread);
         }
         info!(workers = count, outbound = ?outbound, %link, "listening");
-        Ok(Self {
-            outbound,
-            link,
-            phase,
-            ended,
-            threads,
-        })
+        Ok(Self { outbound, link, phase, ended, threads })
     }
 
     /// Where pods may connect, ports filled in.
@@ -93,9 +77,7 @@ impl Workers {
     /// until `deadline` has passed, then ends the threads. Returns whether all were done in time.
     pub async fn drain(mut self, deadline: Duration) -> bool {
         self.phase.send_replace(Phase::Drain);
-        let in_time = tokio::time::timeout(deadline, self.ended.recv())
-            .await
-            .is_ok();
+        let in_time = tokio::time::timeout(deadline, self.ended.recv()).await.is_ok();
         if !in_time {
             limit_reached("drain_deadline");
             self.phase.send_replace(Phase::Stop);
@@ -124,9 +106,7 @@ struct Sockets {
 }
 
 fn work(proxy: Arc<Proxy>, sockets: Sockets, phase: watch::Receiver<Phase>) -> io::Result<()> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())?;
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
         let listeners = Listeners {
             outbound: sockets
@@ -143,14 +123,8 @@ fn work(proxy: Arc<Proxy>, sockets: Sockets, phase: watch::Receiver<Phase>) -> i
 
 /// Binds one worker's listener; the first worker's port 0 becomes the real port for the others.
 fn bind(address: &mut SocketAddr, flag: &str) -> io::Result<std::net::TcpListener> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("{flag} {address}: {error}"));
-    let socket = Socket::new(
-        Domain::for_address(*address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )
-    .map_err(named)?;
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{flag} {address}: {error}"));
+    let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP)).map_err(named)?;
     if address.is_ipv6() {
         // `[::]` means IPv6 here; who wants both lists both.
         socket.set_only_v6(true).map_err(named)?;

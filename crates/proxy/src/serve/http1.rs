@@ -44,9 +44,7 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
         let keep_alive = head.keep_alive && !client.worker.drain.is_draining();
         let mut down = H1Downstream::new(Rc::clone(&io), &head.method, head.http10, keep_alive);
         // Only a GET without a body is upgraded; what else asks for it is served without.
-        let upgrade = head
-            .upgrade
-            .filter(|_| head.method == Method::GET && body.is_end());
+        let upgrade = head.upgrade.filter(|_| head.method == Method::GET && body.is_end());
         let request = Request {
             method: head.method,
             path: head.path,
@@ -62,10 +60,7 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
             Handled::Done => {
                 let finished = down.keep_alive && !io.borrow().body_open;
                 // After a refused upgrade the client may have sent bytes of the other protocol already.
-                if !finished
-                    || asked.is_some()
-                    || client.worker.drain.is_draining() && io.borrow().rbuf.is_empty()
-                {
+                if !finished || asked.is_some() || client.worker.drain.is_draining() && io.borrow().rbuf.is_empty() {
                     return close_politely(&io).await;
                 }
             }
@@ -119,10 +114,7 @@ async fn read_head(client: &Client, io: &SharedIo, waiting: &mut IdleTimer) -> R
                 limit_reached("header_timeout");
                 Read::Bad(Error {
                     status: Some(StatusCode::REQUEST_TIMEOUT),
-                    ..Error::client(
-                        ErrorKind::HttpRequestError,
-                        "the request's head did not arrive in time",
-                    )
+                    ..Error::client(ErrorKind::HttpRequestError, "the request's head did not arrive in time")
                 })
             } else {
                 limit_reached("client_idle");
@@ -134,24 +126,14 @@ async fn read_head(client: &Client, io: &SharedIo, waiting: &mut IdleTimer) -> R
 }
 
 fn head_error(error: &HeadError) -> Error {
-    Error {
-        status: Some(error.status()),
-        ..Error::client(ErrorKind::HttpRequestError, error.to_string())
-    }
+    Error { status: Some(error.status()), ..Error::client(ErrorKind::HttpRequestError, error.to_string()) }
 }
 
 /// Answers a request that was not understood and closes.
 async fn refuse(io: &SharedIo, error: &Error) {
     failed_without_service(Direction::Outbound, error.kind);
     let mut down = H1Downstream::new(Rc::clone(io), &Method::GET, false, false);
-    answer_error(
-        &mut down,
-        error,
-        false,
-        HeaderMap::new(),
-        Duration::from_secs(1),
-    )
-    .await;
+    answer_error(&mut down, error, false, HeaderMap::new(), Duration::from_secs(1)).await;
     close_politely(io).await;
 }
 
@@ -159,12 +141,9 @@ async fn refuse(io: &SharedIo, error: &Error) {
 async fn connect(client: Rc<Client>, io: SharedIo, head: RequestHead) {
     let directory = client.worker.proxy.directory.load_full();
     let refused = if client.tunnel.is_some() {
-        Err(Error::client(
-            ErrorKind::HttpRequestDenied,
-            "a CONNECT inside a tunnel is not served",
-        ))
+        Err(Error::client(ErrorKind::HttpRequestDenied, "a CONNECT inside a tunnel is not served"))
     } else {
-        client.find(&directory, &head.authority, 443)
+        client.find(&directory, &head.authority, 443, std::time::Instant::now())
     };
     drop(directory);
     let found = match refused {
@@ -173,21 +152,12 @@ async fn connect(client: Rc<Client>, io: SharedIo, head: RequestHead) {
             failed_without_service(Direction::Outbound, error.kind);
             // Bytes that the client sent early are of the tunnel's protocol and must never be read as a request.
             let mut down = H1Downstream::new(Rc::clone(&io), &Method::GET, head.http10, false);
-            answer_error(
-                &mut down,
-                &error,
-                false,
-                HeaderMap::new(),
-                Duration::from_secs(1),
-            )
-            .await;
+            answer_error(&mut down, &error, false, HeaderMap::new(), Duration::from_secs(1)).await;
             return close_politely(&io).await;
         }
     };
     // No fields: neither a length nor a coding may stand in an answer to CONNECT (RFC 9110 §9.3.6).
-    io.borrow_mut()
-        .wbuf
-        .extend_from_slice(b"HTTP/1.1 200 Connection established\r\n\r\n");
+    io.borrow_mut().wbuf.extend_from_slice(b"HTTP/1.1 200 Connection established\r\n\r\n");
     if poll_fn(|cx| io.borrow_mut().poll_flush(cx)).await.is_err() {
         return;
     }
@@ -216,10 +186,7 @@ async fn upgraded(io: SharedIo, response: Response, protocol: Option<http::Heade
     if poll_fn(|cx| io.borrow_mut().poll_flush(cx)).await.is_err() {
         return;
     }
-    let near = TunnelEnd::Io {
-        io,
-        open: crate::metrics::OpenGauge::tunnel(),
-    };
+    let near = TunnelEnd::Io { io, open: crate::metrics::OpenGauge::tunnel() };
     if splice(near, end, TUNNEL_IDLE).await == TunnelEndedBy::Idle {
         limit_reached("tunnel_idle");
     }

@@ -12,6 +12,7 @@ use metrics::counter;
 
 use crate::body::{Body, BodyOf, H2Body};
 use crate::client::Client;
+use crate::coalesce::coalesce;
 use crate::downstream::H2Downstream;
 use crate::error::{Error, ErrorKind};
 use crate::exchange::{Request, TunnelEnd, answer_error, is_grpc};
@@ -31,10 +32,7 @@ const MAX_STREAMS: u32 = 256;
 pub(crate) async fn client_h2(client: Rc<Client>, io: BufferedIo) {
     let timeouts = client.worker.proxy.config.timeouts;
     let BufferedIo { stream, rbuf, .. } = io;
-    let io = Prefixed {
-        prefix: rbuf.freeze(),
-        stream,
-    };
+    let (io, flusher) = coalesce(Prefixed { prefix: rbuf.freeze(), stream });
     let handshake = h2::server::Builder::new()
         .initial_window_size(POD_WINDOWS.stream)
         .initial_connection_window_size(POD_WINDOWS.connection)
@@ -49,6 +47,7 @@ pub(crate) async fn client_h2(client: Rc<Client>, io: BufferedIo) {
         Ok(Err(_)) => return,
         Err(_) => return limit_reached("header_timeout"),
     };
+    flusher.defer();
     let mut drained = pin!(client.worker.drain.begun());
     let mut draining = false;
     let mut idle = IdleTimer::new(timeouts.client_idle);
@@ -62,19 +61,19 @@ pub(crate) async fn client_h2(client: Rc<Client>, io: BufferedIo) {
             match connection.poll_accept(cx) {
                 Poll::Ready(accepted) => Poll::Ready(accepted),
                 Poll::Pending => {
+                    if matches!(flusher.poll_flush(cx), Poll::Ready(Err(_))) {
+                        return Poll::Ready(None);
+                    }
                     if connection.has_streams() {
                         idle.touch();
                     }
-                    match idle.poll_expired(cx) {
-                        Poll::Ready(()) if !draining => {
-                            limit_reached("client_idle");
-                            draining = true;
-                            connection.graceful_shutdown();
-                            cx.waker().wake_by_ref();
-                            Poll::Pending
-                        }
-                        _ => Poll::Pending,
+                    if !draining && idle.poll_expired(cx).is_ready() {
+                        limit_reached("client_idle");
+                        draining = true;
+                        connection.graceful_shutdown();
+                        cx.waker().wake_by_ref();
                     }
+                    Poll::Pending
                 }
             }
         })
@@ -102,14 +101,7 @@ async fn serve_stream(
         Ok(authority) => authority,
         Err(error) => {
             failed_without_service(Direction::Outbound, error.kind);
-            return answer_error(
-                &mut down,
-                &error,
-                grpc,
-                HeaderMap::new(),
-                std::time::Duration::from_secs(10),
-            )
-            .await;
+            return answer_error(&mut down, &error, grpc, HeaderMap::new(), std::time::Duration::from_secs(10)).await;
         }
     };
     parts.headers.remove(http::header::HOST);
@@ -125,11 +117,7 @@ async fn serve_stream(
     };
     let mut request = Request {
         method: parts.method,
-        path: parts
-            .uri
-            .path_and_query()
-            .cloned()
-            .unwrap_or_else(crate::link::root_path),
+        path: parts.uri.path_and_query().cloned().unwrap_or_else(crate::link::root_path),
         authority,
         https: parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS),
         headers: parts.headers,
@@ -138,33 +126,21 @@ async fn serve_stream(
         h2: true,
     };
     if request.upgrade.is_none() {
-        request.body = if recv.is_end_stream() {
-            Body::Empty
-        } else {
-            Body::H2(H2Body::new(recv, BodyOf::Request))
-        };
+        request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
         outbound::handle(&client, request, &mut down, &mut timer).await;
         return;
     }
     // RFC 8441: WebSocket over HTTP/2. The pod gets an HTTP/1.1 upgrade, which needs a key of its own.
     request.method = Method::GET;
-    request
-        .headers
-        .insert(http::header::SEC_WEBSOCKET_KEY, websocket_key());
-    if let Handled::Switched(response, underway) =
-        outbound::handle(&client, request, &mut down, &mut timer).await
-    {
+    request.headers.insert(http::header::SEC_WEBSOCKET_KEY, websocket_key());
+    if let Handled::Switched(response, underway) = outbound::handle(&client, request, &mut down, &mut timer).await {
         let Some(end) = response.tunnel else { return };
         counter!(TUNNELS, "kind" => "upgrade").increment(1);
         let mut headers = response.headers;
         headers.remove(http::header::SEC_WEBSOCKET_ACCEPT);
         h1::strip_hop_by_hop(&mut headers);
         if let Ok(send) = down.tunnel(StatusCode::OK, headers) {
-            let near = TunnelEnd::H2 {
-                send,
-                recv,
-                lease: None,
-            };
+            let near = TunnelEnd::H2 { send, recv, lease: None };
             if splice(near, end, TUNNEL_IDLE).await == TunnelEndedBy::Idle {
                 limit_reached("tunnel_idle");
             }
@@ -181,8 +157,9 @@ fn authority(parts: &http::request::Parts) -> Result<http::uri::Authority, Error
     }
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) => http::uri::Authority::try_from(host.as_bytes())
-            .map_err(|_| bad("the Host field is no valid authority")),
+        (Some(host), None) => {
+            http::uri::Authority::try_from(host.as_bytes()).map_err(|_| bad("the Host field is no valid authority"))
+        }
         (Some(_), Some(_)) => Err(bad("the request has more than one Host field")),
         (None, _) => Err(bad("the request has neither :authority nor Host")),
     }
@@ -195,61 +172,32 @@ fn websocket_key() -> HeaderValue {
     let mut key: Vec<u8> = (0..21).map(|_| ALPHABET[fastrand::usize(..64)]).collect();
     key.push(ALPHABET[fastrand::usize(..4) * 16]);
     key.extend_from_slice(b"==");
-    HeaderValue::from_bytes(&key)
-        .unwrap_or_else(|_| HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
+    HeaderValue::from_bytes(&key).unwrap_or_else(|_| HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
 }
 
 /// A CONNECT on a stream: its bytes are a connection of their own.
-async fn connect(
-    client: Rc<Client>,
-    authority: http::uri::Authority,
-    recv: h2::RecvStream,
-    mut down: H2Downstream,
-) {
+async fn connect(client: Rc<Client>, authority: http::uri::Authority, recv: h2::RecvStream, mut down: H2Downstream) {
     let directory = client.worker.proxy.directory.load_full();
     let found = if client.tunnel.is_some() {
-        Err(Error::client(
-            ErrorKind::HttpRequestDenied,
-            "a CONNECT inside a tunnel is not served",
-        ))
+        Err(Error::client(ErrorKind::HttpRequestDenied, "a CONNECT inside a tunnel is not served"))
     } else if authority.port_u16().is_none() {
-        Err(Error::client(
-            ErrorKind::HttpRequestError,
-            "a CONNECT needs a port in its :authority",
-        ))
+        Err(Error::client(ErrorKind::HttpRequestError, "a CONNECT needs a port in its :authority"))
     } else {
-        client.find(&directory, &authority, 443)
+        client.find(&directory, &authority, 443, std::time::Instant::now())
     };
     drop(directory);
     let found = match found {
         Ok(found) => found,
         Err(error) => {
             failed_without_service(Direction::Outbound, error.kind);
-            return answer_error(
-                &mut down,
-                &error,
-                false,
-                HeaderMap::new(),
-                std::time::Duration::from_secs(10),
-            )
-            .await;
+            return answer_error(&mut down, &error, false, HeaderMap::new(), std::time::Duration::from_secs(10)).await;
         }
     };
     let Ok(send) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
         return;
     };
-    let stream = Stream::Boxed(Box::new(H2Io {
-        send,
-        recv,
-        left: Bytes::new(),
-    }));
-    tunnel(
-        client,
-        authority,
-        found,
-        BufferedIo::new(stream, BytesMut::new()),
-    )
-    .await;
+    let stream = Stream::Boxed(Box::new(H2Io { send, recv, left: Bytes::new() }));
+    tunnel(client, authority, found, BufferedIo::new(stream, BytesMut::new())).await;
 }
 
 #[cfg(test)]
@@ -260,10 +208,7 @@ mod tests {
             let key = super::websocket_key();
             let key = key.to_str().unwrap();
             assert_eq!(key.len(), 24);
-            assert!(
-                key.ends_with("==") && "AQgw".contains(&key[21..22]),
-                "{key}"
-            );
+            assert!(key.ends_with("==") && "AQgw".contains(&key[21..22]), "{key}");
         }
     }
 }
