@@ -225,7 +225,11 @@ impl H2Body {
         let trailers = ready!(self.recv.poll_trailers(cx));
         self.done = true;
         match trailers {
-            Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
+            Ok(Some(mut trailers)) => {
+                // Here, because HTTP/1 bodies have theirs filtered by the decoder and not every way on filters.
+                crate::h1::strip_hop_by_hop(&mut trailers);
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers))))
+            }
             Ok(None) => Poll::Ready(None),
             Err(_) => Poll::Ready(Some(Err(self.of.broken("the stream was reset before its trailers")))),
         }

@@ -88,6 +88,10 @@ impl Downstream for H1Downstream {
             // A length was promised and nothing comes: the client must not wait on this connection.
             self.keep_alive = false;
         }
+        if (status.is_client_error() || status.is_server_error()) && self.io.borrow().body_open {
+            // The rest of the request's body is of no use to anybody, so the connection will not be kept: say so.
+            self.keep_alive = false;
+        }
         self.head_sent = true;
         h1::write_response_head(
             &mut self.io.borrow_mut().wbuf,
