@@ -1,0 +1,206 @@
+//! HTTP/2 written by hand, frame by frame, for what no decent library would send.
+
+use std::net::SocketAddr;
+
+use super::Wire;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection whose frames the test writes itself.
+pub(crate) struct Frames {
+    pub(crate) wire: Wire,
+}
+
+/// The kinds that tests ask for (RFC 9113 §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FrameKind {
+    Data = 0,
+    Headers = 1,
+    Reset = 3,
+    Settings = 4,
+    GoAway = 7,
+}
+
+/// A frame from the proxy.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Frame {
+    pub(crate) fn is(&self, kind: FrameKind) -> bool {
+        self.kind == kind as u8
+    }
+}
+
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const PING: u8 = 6;
+
+impl Frames {
+    /// Connects and sends the preface with empty SETTINGS.
+    pub(crate) async fn connect(to: SocketAddr) -> Self {
+        let mut this = Self { wire: Wire::connect(to).await };
+        this.wire.send(PREFACE).await;
+        this.send(FrameKind::Settings, 0, 0, &[]).await;
+        this
+    }
+
+    pub(crate) async fn send(&mut self, kind: FrameKind, flags: u8, stream: u32, payload: &[u8]) {
+        self.wire.send(frame(kind as u8, flags, stream, payload)).await;
+    }
+
+    /// Opens `stream` with these fields, as literals that are not indexed.
+    pub(crate) async fn headers(&mut self, stream: u32, fields: &[(&[u8], &[u8])], end: bool) {
+        let flags = END_HEADERS | if end { END_STREAM } else { 0 };
+        self.send(FrameKind::Headers, flags, stream, &block(fields)).await;
+    }
+
+    pub(crate) async fn data(&mut self, stream: u32, data: &[u8], end: bool) {
+        self.send(FrameKind::Data, if end { END_STREAM } else { 0 }, stream, data).await;
+    }
+
+    pub(crate) async fn reset(&mut self, stream: u32) {
+        // CANCEL
+        self.send(FrameKind::Reset, 0, stream, &8u32.to_be_bytes()).await;
+    }
+
+    /// The next frame that matters, with SETTINGS and PING acknowledged; `None` at the end of the connection.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.read().await?;
+            match frame.kind {
+                PING if frame.flags & ACK == 0 => self.wire.send(self::frame(PING, ACK, 0, &frame.payload)).await,
+                PING => {}
+                _ if frame.is(FrameKind::Settings) && frame.flags & ACK == 0 => {
+                    self.send(FrameKind::Settings, ACK, 0, &[]).await;
+                    return Some(frame);
+                }
+                _ if frame.is(FrameKind::Settings) => {}
+                _ => return Some(frame),
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Option<Frame> {
+        let head = self.wire.try_exactly(9).await?;
+        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = head.try_into().ok()?;
+        let length = u32::from_be_bytes([0, l0, l1, l2]);
+        let payload = self.wire.try_exactly(length as usize).await?;
+        Some(Frame { kind, flags, stream: u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]), payload })
+    }
+
+    /// How `stream` ends: the kinds of its frames until one ends it, or until the connection does.
+    pub(crate) async fn outcome(&mut self, stream: u32) -> Outcome {
+        let mut answered = None;
+        while let Some(frame) = self.next().await {
+            if frame.is(FrameKind::GoAway) {
+                return Outcome::Connection;
+            }
+            if frame.stream != stream {
+                continue;
+            }
+            if frame.is(FrameKind::Reset) {
+                return Outcome::Reset;
+            }
+            if frame.is(FrameKind::Headers) && answered.is_none() {
+                answered = Some(status(&frame.payload));
+            }
+            if frame.flags & END_STREAM != 0
+                && (frame.is(FrameKind::Headers) || frame.is(FrameKind::Data))
+                && let Some(status) = answered
+            {
+                return Outcome::Answered(status);
+            }
+        }
+        Outcome::Connection
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// With a whole answer of this status (0 when it is not in the static table nor plain).
+    Answered(u16),
+    Reset,
+    /// The whole connection was ended.
+    Connection,
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Fields as literals without indexing, names written out (RFC 7541 §6.2.2).
+pub(crate) fn block(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            integer(&mut block, text.len());
+            block.extend_from_slice(text);
+        }
+    }
+    block
+}
+
+/// A length with a prefix of seven bits (RFC 7541 §5.1), not Huffman-coded.
+fn integer(block: &mut Vec<u8>, n: usize) {
+    if n < 127 {
+        block.push(n as u8);
+        return;
+    }
+    block.push(127);
+    let mut rest = n - 127;
+    while rest >= 128 {
+        block.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    block.push(rest as u8);
+}
+
+/// The status of an answer's first field: indexed (RFC 7541 appendix A) or a literal with that name.
+fn status(block: &[u8]) -> u16 {
+    const STATIC: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
+    // A change of the dynamic table's size may come first.
+    let block = match block {
+        [0x20..=0x3f, rest @ ..] => rest,
+        block => block,
+    };
+    match block {
+        [indexed @ 0x88..=0x8e, ..] => STATIC[usize::from(indexed - 0x88)],
+        [0x08..=0x0e | 0x48..=0x4e, 3, digits @ ..] => {
+            std::str::from_utf8(&digits[..3]).ok().and_then(|d| d.parse().ok()).unwrap_or_default()
+        }
+        [0x08..=0x0e | 0x48..=0x4e, 0x82, huffman @ ..] => huffman_digits(&huffman[..2]),
+        _ => 0,
+    }
+}
+
+/// Three digits in Huffman code (RFC 7541 appendix B): 0, 1 and 2 have five bits, the others six.
+fn huffman_digits(bytes: &[u8]) -> u16 {
+    let bits = u32::from(bytes[0]) << 24 | u32::from(bytes[1]) << 16;
+    let (mut at, mut status) = (0, 0);
+    for _ in 0..3 {
+        let five = (bits << at) >> 27;
+        let digit = if five < 3 {
+            at += 5;
+            five
+        } else {
+            let six = (bits << at) >> 26;
+            at += 6;
+            // '3' is 0x19 up to '9' at 0x1f.
+            six.wrapping_sub(0x19) + 3
+        };
+        status = status * 10 + digit;
+    }
+    u16::try_from(status).unwrap_or_default()
+}

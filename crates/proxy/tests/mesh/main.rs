@@ -1,0 +1,10 @@
+//! The data plane as a whole: two proxies on loopback over hand-made directories, fake pods behind them, clients that
+//! speak real HTTP or raw bytes. One module a subject; `harness` is what they share.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail their test")]
+
+mod early;
+mod forward;
+mod harness;
+mod interim;
+mod malformed;
