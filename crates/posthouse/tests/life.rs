@@ -195,6 +195,7 @@ fn a_request_in_flight_is_finished_while_readiness_is_off() {
     // Up to the end of the connection, which therefore comes by itself.
     client.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
     posthouse.event("ended, every request was finished");
     assert_eq!(posthouse.exit_code(), Some(0));
 }

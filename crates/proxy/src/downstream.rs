@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use crate::exchange::{Downstream, Gone, Interim, content_length, poll_send_data};
 use crate::h1::{self, BodyLength};
 use crate::stream::{SharedIo, Stream};
+use crate::worker::Drain;
 
 /// Bytes of following requests that are read ahead while one is served; they wait in memory.
 const READ_AHEAD: usize = 64 * 1024;
@@ -24,6 +26,8 @@ pub(crate) struct H1Downstream {
     io: SharedIo,
     http10: bool,
     to_head: bool,
+    /// Asked when the head is written: draining may begin while the pod still works.
+    drain: Rc<Drain>,
     /// Whether the connection may be used for another request; true only as long as nothing speaks against it.
     pub(crate) keep_alive: bool,
     pub(crate) head_sent: bool,
@@ -34,11 +38,12 @@ pub(crate) struct H1Downstream {
 }
 
 impl H1Downstream {
-    pub(crate) fn new(io: SharedIo, method: &Method, http10: bool, keep_alive: bool) -> Self {
+    pub(crate) fn new(io: SharedIo, method: &Method, http10: bool, keep_alive: bool, drain: Rc<Drain>) -> Self {
         Self {
             io,
             http10,
             to_head: *method == Method::HEAD,
+            drain,
             keep_alive,
             head_sent: false,
             chunked: false,
@@ -86,6 +91,9 @@ impl Downstream for H1Downstream {
         };
         if end && self.owed.is_some_and(|n| n > 0) {
             // A length was promised and nothing comes: the client must not wait on this connection.
+            self.keep_alive = false;
+        }
+        if self.drain.is_draining() {
             self.keep_alive = false;
         }
         if (status.is_client_error() || status.is_server_error()) && self.io.borrow().body_open {

@@ -36,7 +36,6 @@ pub(crate) const LINK_DIALS: &str = "posthouse_link_dials_total";
 pub(crate) const TUNNELS: &str = "posthouse_tunnels_total";
 pub(crate) const CLIENTS_REFUSED: &str = "posthouse_clients_refused_total";
 pub(crate) const LIMIT_REACHED: &str = "posthouse_limit_reached_total";
-pub(crate) const TASK_PANICS: &str = "posthouse_task_panics_total";
 
 /// Every metric of the data plane.
 pub const METRICS: &[MetricDoc] = &[
@@ -101,12 +100,6 @@ pub const METRICS: &[MetricDoc] = &[
         labels: &["limit"],
         help: "Times that a limit was met: 'connections', 'link_connections', 'unknown_clients', 'h2_streams', 'header_timeout', 'client_idle', 'stream_idle', 'tunnel_idle', 'drain_deadline'.",
     },
-    MetricDoc {
-        name: TASK_PANICS,
-        kind: "counter",
-        labels: &[],
-        help: "Connections ended by a panic in our code; each is a bug.",
-    },
 ];
 
 /// Which hop a request is counted at.
@@ -157,7 +150,7 @@ pub(crate) fn limit_reached(limit: &'static str) {
 }
 
 /// After this time without use a Service's handles are looked up anew, because the exporter forgets series that were idle
-/// for longer (15 min in the binary) and a handle of a forgotten series counts into nothing.
+/// for longer (1 h in the binary) and a handle of a forgotten series counts into nothing.
 const HANDLE_LIFE: Duration = Duration::from_secs(300);
 /// Services whose handles a worker keeps; above, the least lately used ones are dropped.
 const MAX_SERVICES: usize = 4096;

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::inbound;
 use crate::link::Links;
 use crate::metrics::{
-    CLIENTS_REFUSED, Direction, LINK_STREAMS, MetricsCache, OpenGauge, ServiceMetrics, TASK_PANICS, limit_reached,
+    CLIENTS_REFUSED, Direction, LINK_STREAMS, MetricsCache, OpenGauge, ServiceMetrics, limit_reached,
 };
 use crate::pods::Pods;
 use crate::serve;
@@ -45,7 +45,7 @@ pub(crate) struct Worker {
     pub(crate) inbound: MetricsCache,
     /// Our entry in Via.
     pub(crate) via: HeaderValue,
-    pub(crate) drain: Drain,
+    pub(crate) drain: Rc<Drain>,
     /// `posthouse_link_streams` of direction `in`.
     pub(crate) link_streams: metrics::Gauge,
     /// Targets that were admitted under the directory of this version.
@@ -108,7 +108,7 @@ impl Worker {
             outbound: MetricsCache::new(Direction::Outbound),
             inbound: MetricsCache::new(Direction::Inbound),
             via,
-            drain: Drain::default(),
+            drain: Rc::new(Drain::default()),
             link_streams: metrics::gauge!(LINK_STREAMS, "direction" => "in"),
             admitted: RefCell::new((0, HashMap::new())),
             held: Cell::new(0),
@@ -293,7 +293,7 @@ async fn accept<F>(
                     if let Err(error) = connection.await
                         && error.is_panic()
                     {
-                        counter!(TASK_PANICS).increment(1);
+                        // Counted by the binary's panic hook.
                         warn!(%remote, "a connection ended by a panic; please report this");
                     }
                     drop((permit, done));

@@ -32,7 +32,7 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
         let head = match read_head(&client, &io, &mut waiting).await {
             Read::Head(head) => *head,
             Read::Closed => return,
-            Read::Bad(error) => return refuse(&io, &error).await,
+            Read::Bad(error) => return refuse(&client, &io, &error).await,
         };
         if head.method == Method::CONNECT {
             return connect(client, io, head).await;
@@ -41,8 +41,8 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
             BodyLength::None | BodyLength::Length(0) => Body::Empty,
             length => Body::H1(H1Body::new(Rc::clone(&io), length, BodyOf::Request, None)),
         };
-        let keep_alive = head.keep_alive && !client.worker.drain.is_draining();
-        let mut down = H1Downstream::new(Rc::clone(&io), &head.method, head.http10, keep_alive);
+        let drain = || Rc::clone(&client.worker.drain);
+        let mut down = H1Downstream::new(Rc::clone(&io), &head.method, head.http10, head.keep_alive, drain());
         // Only a GET without a body is upgraded; what else asks for it is served without.
         let upgrade = head.upgrade.filter(|_| head.method == Method::GET && body.is_end());
         let request = Request {
@@ -130,9 +130,9 @@ fn head_error(error: &HeadError) -> Error {
 }
 
 /// Answers a request that was not understood and closes.
-async fn refuse(io: &SharedIo, error: &Error) {
+async fn refuse(client: &Client, io: &SharedIo, error: &Error) {
     failed_without_service(Direction::Outbound, error.kind);
-    let mut down = H1Downstream::new(Rc::clone(io), &Method::GET, false, false);
+    let mut down = H1Downstream::new(Rc::clone(io), &Method::GET, false, false, Rc::clone(&client.worker.drain));
     answer_error(&mut down, error, false, HeaderMap::new(), Duration::from_secs(1)).await;
     close_politely(io).await;
 }
@@ -151,7 +151,8 @@ async fn connect(client: Rc<Client>, io: SharedIo, head: RequestHead) {
         Err(error) => {
             failed_without_service(Direction::Outbound, error.kind);
             // Bytes that the client sent early are of the tunnel's protocol and must never be read as a request.
-            let mut down = H1Downstream::new(Rc::clone(&io), &Method::GET, head.http10, false);
+            let mut down =
+                H1Downstream::new(Rc::clone(&io), &Method::GET, head.http10, false, Rc::clone(&client.worker.drain));
             answer_error(&mut down, &error, false, HeaderMap::new(), Duration::from_secs(1)).await;
             return close_politely(&io).await;
         }
