@@ -3,8 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail their test")]
 
+mod back_pressure;
+mod bodies;
+mod cancel;
 mod early;
 mod forward;
+mod framing;
 mod harness;
 mod interim;
 mod malformed;
+mod retry;
+mod reuse;

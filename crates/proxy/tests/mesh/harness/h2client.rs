@@ -38,6 +38,13 @@ impl Reply {
     }
 }
 
+impl Drop for H2 {
+    fn drop(&mut self) {
+        // Whatever streams are still held: a client that is gone.
+        self.connection.abort();
+    }
+}
+
 impl H2 {
     pub(crate) async fn connect(to: SocketAddr) -> Self {
         Self::over(Wire::connect(to).await.stream).await

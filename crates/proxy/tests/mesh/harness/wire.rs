@@ -88,6 +88,27 @@ impl Wire {
         within("bytes to be taken", self.stream.write_all(bytes.as_ref())).await.unwrap();
     }
 
+    /// Sends while what comes is read into the buffer, so that an echo does not block both ways.
+    pub(crate) async fn pour(&mut self, bytes: &[u8]) {
+        let (mut read, mut write) = self.stream.split();
+        let buf = &mut self.buf;
+        within("bytes to be taken", async {
+            let mut writing = std::pin::pin!(write.write_all(bytes));
+            loop {
+                tokio::select! {
+                    done = &mut writing => break done.unwrap(),
+                    read = read.read_buf(buf) => assert!(matches!(read, Ok(1..)), "ended while sending"),
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Ends the connection with a reset.
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+
     /// Ends this side's bytes; the other side's still come.
     pub(crate) async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
