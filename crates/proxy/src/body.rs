@@ -2,6 +2,8 @@
 //! taken by the other side, so a slow reader slows the writer down from end to end. [`Replay`] keeps the beginning
 //! of a request's body, so that it can be sent once more.
 
+mod h2;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -12,9 +14,10 @@ use http::HeaderMap;
 
 use crate::error::{Error, ErrorKind, Retry};
 use crate::h1::{BodyLength, Chunk, ChunkDecoder};
-use crate::h2conn::StreamLease;
 use crate::pods::PodLease;
 use crate::stream::{READ_BODY, SharedIo};
+
+pub(crate) use h2::H2Body;
 
 /// A part of a body.
 #[derive(Debug)]
@@ -42,12 +45,22 @@ impl Body {
         }
     }
 
+    /// Called while the other side takes nothing: reads ahead what would otherwise pile up in small pieces elsewhere.
+    pub(crate) fn prefetch(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::H2(body) => body.prefetch(cx),
+            Self::Replay(body) => body.prefetch(cx),
+            // Read from a socket when wanted: what waits, waits in the kernel.
+            Self::Empty | Self::H1(_) => {}
+        }
+    }
+
     /// Whether nothing more can come (may be false although nothing comes).
     pub(crate) fn is_end(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::H1(body) => body.is_end(),
-            Self::H2(body) => body.done || body.recv.is_end_stream(),
+            Self::H2(body) => body.is_end(),
             Self::Replay(body) => body.is_end(),
         }
     }
@@ -168,74 +181,6 @@ impl H1Body {
     }
 }
 
-/// The body of an HTTP/2 stream. Flow-control capacity of a frame is given back when the next one is asked for, which is
-/// when the other side has taken it.
-pub(crate) struct H2Body {
-    recv: h2::RecvStream,
-    held: usize,
-    data_done: bool,
-    done: bool,
-    of: BodyOf,
-    /// Keeps the connection that the stream belongs to.
-    lease: Option<StreamLease>,
-}
-
-impl H2Body {
-    pub(crate) fn new(recv: h2::RecvStream, of: BodyOf) -> Self {
-        Self { recv, held: 0, data_done: false, done: false, of, lease: None }
-    }
-
-    /// Keeps `lease` as long as the body lives.
-    pub(crate) fn holding(mut self, lease: StreamLease) -> Self {
-        self.lease = Some(lease);
-        self
-    }
-
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
-        if self.held > 0 {
-            // Fails only when the stream is gone, which the next poll tells.
-            let _ = self.recv.flow_control().release_capacity(self.held);
-            self.held = 0;
-        }
-        while !self.data_done {
-            match ready!(self.recv.poll_data(cx)) {
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    self.held = data.len();
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                Some(Err(error)) => {
-                    self.data_done = true;
-                    self.done = true;
-                    // A peer that answered in full may close the stream with NO_ERROR (RFC 9113 §8.1).
-                    if self.of == BodyOf::Request && error.reason() == Some(h2::Reason::NO_ERROR) {
-                        return Poll::Ready(None);
-                    }
-                    return Poll::Ready(Some(Err(match self.of {
-                        BodyOf::Request => Error::client_gone(),
-                        BodyOf::Response => self.of.broken("the stream was reset in the middle of the body"),
-                    })));
-                }
-                None => self.data_done = true,
-            }
-        }
-        if self.done {
-            return Poll::Ready(None);
-        }
-        let trailers = ready!(self.recv.poll_trailers(cx));
-        self.done = true;
-        match trailers {
-            Ok(Some(mut trailers)) => {
-                // Here, because HTTP/1 bodies have theirs filtered by the decoder and not every way on filters.
-                crate::h1::strip_hop_by_hop(&mut trailers);
-                Poll::Ready(Some(Ok(Frame::Trailers(trailers))))
-            }
-            Ok(None) => Poll::Ready(None),
-            Err(_) => Poll::Ready(Some(Err(self.of.broken("the stream was reset before its trailers")))),
-        }
-    }
-}
-
 /// Bytes of a request's body that are kept for a second try. 64 KiB: linkerd2-proxy's replay window.
 pub(crate) const REPLAY_WINDOW: usize = 64 * 1024;
 
@@ -301,6 +246,13 @@ impl ReplayReader {
     fn is_end(&self) -> bool {
         let replay = self.body.inner.borrow();
         self.position >= replay.frames.len() && (replay.ended || replay.source.is_end()) && replay.failed.is_none()
+    }
+
+    fn prefetch(&mut self, cx: &mut Context<'_>) {
+        let mut replay = self.body.inner.borrow_mut();
+        if !replay.ended && replay.failed.is_none() {
+            replay.source.prefetch(cx);
+        }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {

@@ -31,10 +31,23 @@ pub(crate) struct H1Downstream {
     /// Whether the connection may be used for another request; true only as long as nothing speaks against it.
     pub(crate) keep_alive: bool,
     pub(crate) head_sent: bool,
-    chunked: bool,
-    /// Bytes that the answer's Content-Length still owes.
-    owed: Option<u64>,
-    chunk_begun: bool,
+    /// The answer was broken off: the connection must be dropped as it is, not closed in good order.
+    pub(crate) aborted: bool,
+    framing: Framing,
+    /// The current data's chunk head (or its part of the length) is done.
+    data_begun: bool,
+}
+
+/// How the answer's body is delimited. Bytes are written for no other reason than that one of these allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// HEAD, 204, 304: there is no body, whatever the pod sends. (HTTP/2 does not forbid DATA behind a 204; written here, it
+    /// would be the answer to the client's next request.)
+    Bodiless,
+    /// So many bytes are still owed.
+    Length(u64),
+    Chunked,
+    UntilClose,
 }
 
 impl H1Downstream {
@@ -46,16 +59,16 @@ impl H1Downstream {
             drain,
             keep_alive,
             head_sent: false,
-            chunked: false,
-            owed: None,
-            chunk_begun: false,
+            aborted: false,
+            framing: Framing::Bodiless,
+            data_begun: false,
         }
     }
 }
 
 impl Interim for H1Downstream {
     fn interim(&mut self, status: StatusCode, headers: &HeaderMap) {
-        if self.http10 || self.head_sent {
+        if self.http10 || self.head_sent || status == StatusCode::SWITCHING_PROTOCOLS {
             return;
         }
         let mut io = self.io.borrow_mut();
@@ -78,21 +91,21 @@ impl Downstream for H1Downstream {
         let length = if bodiless {
             BodyLength::None
         } else if let Some(n) = content_length(&headers) {
-            self.owed = Some(n);
+            self.framing = Framing::Length(n);
+            // A length that is promised without a body: the client must not wait for it on this connection.
+            self.keep_alive &= !end || n == 0;
             BodyLength::Length(n)
         } else if end {
+            self.framing = Framing::Length(0);
             BodyLength::Length(0)
         } else if self.http10 {
+            self.framing = Framing::UntilClose;
             self.keep_alive = false;
             BodyLength::UntilClose
         } else {
-            self.chunked = true;
+            self.framing = Framing::Chunked;
             BodyLength::Chunked
         };
-        if end && self.owed.is_some_and(|n| n > 0) {
-            // A length was promised and nothing comes: the client must not wait on this connection.
-            self.keep_alive = false;
-        }
         if self.drain.is_draining() {
             self.keep_alive = false;
         }
@@ -115,34 +128,38 @@ impl Downstream for H1Downstream {
 
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, end: bool) -> Poll<Result<(), Gone>> {
         let mut io = self.io.borrow_mut();
-        if !self.chunk_begun {
-            self.chunk_begun = true;
-            if self.chunked {
-                if !data.is_empty() {
-                    h1::write_chunk_head(&mut io.wbuf, data.len());
-                    if data.len() <= COPY_CHUNK {
-                        io.wbuf.extend_from_slice(data);
-                        io.wbuf.extend_from_slice(h1::CHUNK_END);
-                        data.clear();
-                        if end {
-                            h1::write_last_chunk(&mut io.wbuf, None);
+        if !std::mem::replace(&mut self.data_begun, true) {
+            match &mut self.framing {
+                Framing::Bodiless if data.is_empty() => {}
+                Framing::Bodiless => {
+                    self.keep_alive = false;
+                    return Poll::Ready(Err(Gone));
+                }
+                Framing::Length(owed) => {
+                    let Some(left) = owed.checked_sub(data.len() as u64) else {
+                        // More than was promised would be read as the next answer.
+                        return Poll::Ready(Err(Gone));
+                    };
+                    *owed = left;
+                    self.keep_alive &= !end || left == 0;
+                }
+                Framing::UntilClose => {}
+                Framing::Chunked => {
+                    if !data.is_empty() {
+                        h1::write_chunk_head(&mut io.wbuf, data.len());
+                        if data.len() <= COPY_CHUNK {
+                            io.wbuf.extend_from_slice(data);
+                            io.wbuf.extend_from_slice(h1::CHUNK_END);
+                            data.clear();
                         }
                     }
-                } else if end {
-                    h1::write_last_chunk(&mut io.wbuf, None);
-                }
-            } else if let Some(owed) = &mut self.owed {
-                let Some(left) = owed.checked_sub(data.len() as u64) else {
-                    // More than was promised would be read as the next answer.
-                    return Poll::Ready(Err(Gone));
-                };
-                *owed = left;
-                if end && left > 0 {
-                    self.keep_alive = false;
+                    if end && data.is_empty() {
+                        h1::write_last_chunk(&mut io.wbuf, None);
+                    }
                 }
             }
         }
-        let large_chunk = self.chunked && !data.is_empty();
+        let large_chunk = self.framing == Framing::Chunked && !data.is_empty();
         ready!(io.poll_write_data(cx, data)).map_err(|_| Gone)?;
         if large_chunk {
             io.wbuf.extend_from_slice(h1::CHUNK_END);
@@ -150,16 +167,15 @@ impl Downstream for H1Downstream {
                 h1::write_last_chunk(&mut io.wbuf, None);
             }
         }
-        self.chunk_begun = false;
+        self.data_begun = false;
         Poll::Ready(Ok(()))
     }
 
     fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
-        if self.chunked {
-            h1::write_last_chunk(&mut self.io.borrow_mut().wbuf, trailers.as_ref());
-        }
-        if self.owed.is_some_and(|n| n > 0) {
-            self.keep_alive = false;
+        match self.framing {
+            Framing::Chunked => h1::write_last_chunk(&mut self.io.borrow_mut().wbuf, trailers.as_ref()),
+            Framing::Length(owed) => self.keep_alive &= owed == 0,
+            Framing::Bodiless | Framing::UntilClose => {}
         }
         Ok(())
     }
@@ -185,6 +201,7 @@ impl Downstream for H1Downstream {
 
     fn abort(&mut self) {
         self.keep_alive = false;
+        self.aborted = true;
         if self.head_sent
             && let Stream::Tcp(stream) = &self.io.borrow().stream
         {

@@ -18,6 +18,7 @@ use crate::h1::{self, BodyLength};
 use crate::h2conn::StreamLease;
 use crate::idle::IdleTimer;
 use crate::metrics::{OpenGauge, limit_reached};
+use crate::pressure::Stall;
 use crate::stream::SharedIo;
 
 /// A request on its way, independent of the HTTP version that it came with.
@@ -61,6 +62,8 @@ pub(crate) struct Response {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Body,
+    /// What the pod switched to, when it did.
+    pub(crate) upgrade: Option<HeaderValue>,
     /// The rest of the request's body, still being sent.
     pub(crate) upload: Option<Upload>,
     /// After a successful upgrade: the raw stream to the other side.
@@ -89,6 +92,40 @@ pub(crate) enum TunnelEnd {
 /// Takes 1xx answers on the way.
 pub(crate) trait Interim {
     fn interim(&mut self, status: StatusCode, headers: &HeaderMap);
+}
+
+/// 1xx answers that one request may bring. A pod sends one or two (100, 103); without a limit one that repeats them would
+/// fill our memory on behalf of a client that does not read.
+const MAX_INTERIMS: usize = 16;
+/// Bytes of their fields in all. Source: as for a whole head.
+const MAX_INTERIM_BYTES: usize = h1::MAX_HEAD;
+
+/// Passes 1xx answers on, within limits.
+pub(crate) struct Interims<'a> {
+    sink: &'a mut dyn Interim,
+    count: usize,
+    bytes: usize,
+}
+
+impl<'a> Interims<'a> {
+    pub(crate) fn new(sink: &'a mut dyn Interim) -> Self {
+        Self { sink, count: 0, bytes: 0 }
+    }
+
+    pub(crate) fn pass(&mut self, status: StatusCode, mut headers: HeaderMap) -> Result<(), Error> {
+        let broken = |what| Err(Error::upstream(ErrorKind::HttpProtocolError, Retry::Never, what));
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return broken("the pod switched protocols although nobody asked it to");
+        }
+        h1::strip_hop_by_hop(&mut headers);
+        self.count += 1;
+        self.bytes += headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+        if self.count > MAX_INTERIMS || self.bytes > MAX_INTERIM_BYTES {
+            return broken("the pod sent more interim (1xx) answers than 16 or than 64 KiB of them");
+        }
+        self.sink.interim(status, &headers);
+        Ok(())
+    }
 }
 
 /// Where an answer goes: an HTTP/1 connection or an HTTP/2 stream. Errors mean that the client is gone.
@@ -136,7 +173,24 @@ pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream<Bytes>) -> Re
             Err(()) => return Ok(()),
             Ok(Some(Ok(Frame::Data(mut data)))) => {
                 let end = body.is_end();
-                let sent = poll_fn(|cx| poll_send_data(&mut send, cx, &mut data, end)).await;
+                let mut stall = Stall::default();
+                let sent = poll_fn(|cx| {
+                    let before = data.len();
+                    let sent = poll_send_data(&mut send, cx, &mut data, end);
+                    if sent.is_pending() {
+                        poll_stalled(&mut stall, data.len() != before, &mut body, cx)?;
+                    }
+                    sent.map_err(Ok)
+                })
+                .await;
+                let sent = match sent {
+                    Err(Err(error)) => {
+                        send.send_reset(h2::Reason::CANCEL);
+                        return Err(error);
+                    }
+                    Err(Ok(gone)) => Err(gone),
+                    Ok(()) => Ok(()),
+                };
                 if end && sent.is_ok() {
                     return Ok(());
                 }
@@ -160,6 +214,26 @@ pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream<Bytes>) -> Re
             return Ok(());
         }
     }
+}
+
+/// While the other side takes nothing of a body: read ahead, and give the exchange up when memory is short.
+fn poll_stalled<E>(
+    stall: &mut Stall,
+    moved: bool,
+    body: &mut Body,
+    cx: &mut Context<'_>,
+) -> Result<(), Result<E, Error>> {
+    if moved {
+        stall.moved();
+    }
+    body.prefetch(cx);
+    if stall.poll(cx).is_ready() {
+        return Err(Err(Error::internal(
+            ErrorKind::ConnectionLimitReached,
+            "given up: its reader has stalled, and stalled streams hold more memory than they may",
+        )));
+    }
+    Ok(())
 }
 
 /// Sends `data` on an HTTP/2 stream as the peer's windows allow.
@@ -227,10 +301,21 @@ pub(crate) async fn upload_h1(mut body: Body, io: SharedIo, length: BodyLength) 
                 } else {
                     left -= data.len() as u64;
                 }
-                let written = poll_fn(|cx| io.borrow_mut().poll_write_data(cx, &mut data)).await;
-                if written.is_err() {
+                let mut stall = Stall::default();
+                let written = poll_fn(|cx| {
+                    let before = data.len();
+                    let written = io.borrow_mut().poll_write_data(cx, &mut data);
+                    if written.is_pending() {
+                        poll_stalled(&mut stall, data.len() != before, &mut body, cx)?;
+                    }
+                    written.map_err(|_| Ok(()))
+                })
+                .await;
+                match written {
+                    Ok(()) => {}
+                    Err(Err(error)) => return Err(error),
                     // The pod may have answered early and closed: its answer decides, if there is one.
-                    return Ok(());
+                    Err(Ok(())) => return Ok(()),
                 }
                 if chunked {
                     io.borrow_mut().wbuf.extend_from_slice(h1::CHUNK_END);
@@ -268,7 +353,7 @@ pub(crate) fn poll_upload(upload: &mut Option<Upload>, cx: &mut Context<'_>) -> 
 
 /// Maps an HTTP/2 error of a stream to the pod or the peer.
 pub(crate) fn h2_error(error: &h2::Error, whom: &dyn std::fmt::Display) -> Error {
-    if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
+    if error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM) {
         return Error::upstream(
             ErrorKind::ConnectionTerminated,
             Retry::Safe,
@@ -309,12 +394,13 @@ pub(crate) async fn forward<D: Downstream>(
     request_body: Option<&ReplayBody>,
     timer: &mut IdleTimer,
 ) -> Result<(), Error> {
-    let Response { status, headers, mut body, mut upload, tunnel: _ } = response;
+    let Response { status, headers, mut body, mut upload, upgrade: _, tunnel: _ } = response;
     let ended = body.is_end();
     down.head(status, headers, ended)?;
     let mut data = Bytes::new();
     let mut state = if ended { Sending::Flush } else { Sending::Body };
     let mut uploaded = request_body.map_or(0, ReplayBody::moved);
+    let mut stall = Stall::default();
     timer.touch();
     let result = poll_fn(|cx| {
         let mut moved = false;
@@ -327,14 +413,23 @@ pub(crate) async fn forward<D: Downstream>(
         }
         loop {
             match state {
-                Sending::Data { end } => match down.poll_data(cx, &mut data, end) {
-                    Poll::Ready(sent) => {
-                        sent?;
-                        moved = true;
-                        state = if end { Sending::Flush } else { Sending::Body };
+                Sending::Data { end } => {
+                    let before = data.len();
+                    match down.poll_data(cx, &mut data, end) {
+                        Poll::Ready(sent) => {
+                            sent?;
+                            moved = true;
+                            stall.moved();
+                            state = if end { Sending::Flush } else { Sending::Body };
+                        }
+                        Poll::Pending => {
+                            moved |= data.len() != before;
+                            poll_stalled::<()>(&mut stall, data.len() != before, &mut body, cx)
+                                .map_err(|given_up| given_up.err().unwrap_or_else(Error::client_gone))?;
+                            break;
+                        }
                     }
-                    Poll::Pending => break,
-                },
+                }
                 Sending::Body => match body.poll_frame(cx) {
                     Poll::Ready(Some(Ok(Frame::Data(next)))) => {
                         data = next;

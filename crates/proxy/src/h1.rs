@@ -13,7 +13,7 @@ mod write;
 
 pub use chunk::{Chunk, ChunkDecoder, ChunkError};
 pub use error::HeadError;
-pub use fields::strip_hop_by_hop;
+pub use fields::{is_upgradable_list, strip_hop_by_hop};
 pub use request::{RequestHead, TargetForm, parse_request};
 pub use response::{ResponseHead, parse_response};
 pub use scan::HeadScan;

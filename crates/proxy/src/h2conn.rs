@@ -1,24 +1,24 @@
 //! The client's side of an HTTP/2 connection: to a peer (a link) or to a pod. A connection is driven by one task, kept
 //! honest by PINGs, and handed out stream by stream up to the limit that the other end announced.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinHandle;
+use tokio::sync::Notify;
 
 use crate::body::{Body, BodyOf, H2Body};
 use crate::coalesce::{Coalesced, coalesce};
 use crate::error::{Error, ErrorKind, Retry};
-use crate::exchange::{Interim, Response, TunnelEnd, Upload, h2_error, poll_upload, upload_h2};
+use crate::exchange::{Interim, Interims, Response, TunnelEnd, Upload, h2_error, poll_upload, upload_h2};
 use crate::link::LinkCounters;
 
 /// PING every 10 s; dead when unanswered for 20 s. Source: ztunnel's HBONE client.
@@ -30,12 +30,16 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// connection that is 16 busy clients; more open another connection.
 const MAX_STREAMS: usize = 4096;
 
+/// h2 ends a connection on which more than this is buffered in small DATA frames (256 bytes minus its length each). Ours
+/// are merged while they wait (`body::H2Body::prefetch`), so what is left is what has just come: generous, but not without end.
+pub(crate) const DATA_FRAME_BUDGET: usize = 64 << 20;
+
 /// Windows of one end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Windows {
-    /// Bytes a stream may have under way. 2 MiB fills 10 Gbit/s at 1 ms (1.25 MB) with room for a late reader.
+    /// Bytes a stream may have under way.
     pub(crate) stream: u32,
-    /// Bytes all streams of the connection may have under way, which bounds what a stalled reader can make us buffer.
+    /// Bytes all streams of the connection may have under way.
     pub(crate) connection: u32,
     /// Largest DATA frame: fewer, larger frames cost less; 64 KiB still lets small answers in between.
     pub(crate) frame: u32,
@@ -43,12 +47,16 @@ pub(crate) struct Windows {
     pub(crate) send_buffer: usize,
 }
 
-/// Between proxies.
+/// The largest window there is (RFC 9113 §6.9.1). h2 gives a stream's and its connection's capacity back together, so with a
+/// connection window of a few streams' size a few stalled readers would stop everybody on the link (ztunnel's 16 MiB: eight
+/// of them). What stalled streams hold is bounded by `pressure` instead.
+const OPEN: u32 = (1 << 31) - 1;
+/// Between proxies. A stream window of 1.5 MiB fills 10 Gbit/s at 1 ms (1.25 MB).
 pub(crate) const LINK_WINDOWS: Windows =
-    Windows { stream: 2 << 20, connection: 16 << 20, frame: 64 << 10, send_buffer: 256 << 10 };
-/// Towards pods and clients: many connections, each usually with little to say.
+    Windows { stream: 3 << 19, connection: OPEN, frame: 64 << 10, send_buffer: 256 << 10 };
+/// Towards pods and clients, which are near: 1 MiB is 40 Gbit/s at 0.2 ms.
 pub(crate) const POD_WINDOWS: Windows =
-    Windows { stream: 1 << 20, connection: 4 << 20, frame: 16 << 10, send_buffer: 256 << 10 };
+    Windows { stream: 1 << 20, connection: OPEN, frame: 16 << 10, send_buffer: 256 << 10 };
 
 /// Our limit on received header lists. Source: design default, as for HTTP/1 heads.
 pub(crate) const MAX_HEADER_LIST: u32 = 64 * 1024;
@@ -60,20 +68,30 @@ pub(crate) struct H2Conn {
     used: Cell<Instant>,
     counters: Option<Arc<LinkCounters>>,
     state: Rc<State>,
-    driver: JoinHandle<()>,
+    /// Asks h2 whether a stream may be opened; never opens one itself.
+    probe: RefCell<SendRequest<Bytes>>,
 }
 
 #[derive(Default)]
 struct State {
+    /// The driver has ended, or the other end takes no new streams (GOAWAY).
     closed: Cell<bool>,
+    /// An answer has come: the other end does speak HTTP/2.
+    answered: Cell<bool>,
+    /// Nobody needs the connection any more.
+    unused: Notify,
 }
 
 impl Drop for H2Conn {
     fn drop(&mut self) {
-        // Nobody holds a stream of it any more: every stream holds the connection's Rc.
-        self.driver.abort();
+        // Every stream holds the connection's Rc, so there is none. The driver ends by itself once h2 has written what is
+        // queued; ending it here would lose a tunnel's last bytes.
+        self.state.unused.notify_one();
     }
 }
+
+/// How long a connection that nobody needs may take to write its last frames.
+const CLOSING: Duration = Duration::from_secs(10);
 
 impl H2Conn {
     /// Shakes hands on `io` and starts the driving task. `on_close` is called once when the connection ends.
@@ -95,21 +113,33 @@ impl H2Conn {
             .max_send_buffer_size(windows.send_buffer)
             .max_header_list_size(MAX_HEADER_LIST)
             .enable_push(false)
+            // Frames that are late for streams we gave up are no fault of the connection; see `link_server`.
+            .max_local_error_reset_streams(None)
+            .max_concurrent_reset_streams(MAX_STREAMS)
+            .data_frame_budget(DATA_FRAME_BUDGET)
             .handshake::<Coalesced<T>, Bytes>(io)
             .await?;
         let state = Rc::new(State::default());
         let task_state = Rc::clone(&state);
         let ping_pong = if ping { connection.ping_pong() } else { None };
-        let driver = tokio::task::spawn_local(async move {
+        tokio::task::spawn_local(async move {
+            let closing_state = Rc::clone(&task_state);
             let guard = OnDrop(Some(move || {
                 task_state.closed.set(true);
                 on_close();
             }));
             let mut alive = pin!(async move {
-                match ping_pong {
-                    Some(ping_pong) => watch(ping_pong).await,
-                    None => std::future::pending().await,
-                }
+                let dead = async {
+                    match ping_pong {
+                        Some(ping_pong) => watch(ping_pong).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let unused = async {
+                    closing_state.unused.notified().await;
+                    tokio::time::sleep(CLOSING).await;
+                };
+                tokio::select! { () = dead => {}, () = unused => {} }
             });
             let mut connection = pin!(connection);
             flusher.defer();
@@ -125,15 +155,24 @@ impl H2Conn {
             .await;
             drop(guard);
         });
-        Ok(Rc::new(Self { sender, active: Cell::new(0), used: Cell::new(Instant::now()), counters, state, driver }))
+        let probe = RefCell::new(sender.clone());
+        Ok(Rc::new(Self { sender, active: Cell::new(0), used: Cell::new(Instant::now()), counters, state, probe }))
     }
 
     /// Whether a stream may be opened now.
     pub(crate) fn has_room(&self) -> bool {
-        !self.is_closed() && self.active.get() < self.sender.current_max_send_streams().min(MAX_STREAMS)
+        self.active.get() < self.sender.current_max_send_streams().min(MAX_STREAMS)
     }
 
+    /// Whether no stream can be opened any more: broken, ended, or told so by a GOAWAY. Streams that are open go on.
     pub(crate) fn is_closed(&self) -> bool {
+        if !self.state.closed.get() {
+            // h2 answers at once: a handle that never opens a stream never waits for one.
+            let mut cx = Context::from_waker(Waker::noop());
+            if matches!(self.probe.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_))) {
+                self.state.closed.set(true);
+            }
+        }
         self.state.closed.get()
     }
 
@@ -187,17 +226,42 @@ impl H2Conn {
         let end = body.is_end();
         let (mut response, send) = self.send(request, end, whom).await?;
         let mut upload: Option<Upload> = if end { None } else { Some(Box::pin(upload_h2(body, send))) };
+        let mut interims = Interims::new(interim);
         let response = poll_fn(|cx| {
             poll_upload(&mut upload, cx)?;
             while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
-                interim.interim(head.status(), head.headers());
+                let (parts, ()) = head.into_parts();
+                interims.pass(parts.status, parts.headers)?;
             }
-            Pin::new(&mut response).poll(cx).map_err(|error| h2_error(&error, whom))
+            Pin::new(&mut response).poll(cx).map_err(|error| self.explain(&error, whom))
         })
         .await?;
+        self.state.answered.set(true);
         let (parts, recv) = response.into_parts();
         let body = H2Body::new(recv, BodyOf::Response).holding(lease);
-        Ok(Response { status: parts.status, headers: parts.headers, body: Body::H2(body), upload, tunnel: None })
+        Ok(Response {
+            status: parts.status,
+            headers: parts.headers,
+            body: Body::H2(body),
+            upgrade: None,
+            upload,
+            tunnel: None,
+        })
+    }
+
+    /// An error in words; an other end that never answered may not speak HTTP/2 at all.
+    fn explain(&self, error: &h2::Error, whom: &dyn Display) -> Error {
+        let never_spoke = !self.state.answered.get() && self.counters.is_none();
+        if never_spoke && error.is_go_away() && error.is_library() {
+            return Error::upstream(
+                ErrorKind::HttpProtocolError,
+                Retry::Never,
+                format!(
+                    "{whom} does not answer in HTTP/2 ({error}); if it speaks HTTP/1.1, set its Service port's appProtocol to 'http'"
+                ),
+            );
+        }
+        h2_error(error, whom)
     }
 
     /// Opens a stream that becomes a tunnel when `is_tunnel` says so of its answer; another answer is returned as it is.
@@ -209,14 +273,14 @@ impl H2Conn {
     ) -> Result<Response, Error> {
         let lease = self.lease();
         let (response, send) = self.send(request, false, whom).await?;
-        let response = response.await.map_err(|error| h2_error(&error, whom))?;
+        let response = response.await.map_err(|error| self.explain(&error, whom))?;
         let (parts, recv) = response.into_parts();
         let (body, tunnel) = if is_tunnel(&parts) {
             (Body::Empty, Some(TunnelEnd::H2 { send, recv, lease: Some(lease) }))
         } else {
             (Body::H2(H2Body::new(recv, BodyOf::Response).holding(lease)), None)
         };
-        Ok(Response { status: parts.status, headers: parts.headers, body, upload: None, tunnel })
+        Ok(Response { status: parts.status, headers: parts.headers, body, upgrade: None, upload: None, tunnel })
     }
 }
 

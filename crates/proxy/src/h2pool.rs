@@ -11,10 +11,9 @@ use tokio::sync::Notify;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::h2conn::H2Conn;
 
-/// Connections to one destination that one worker opens at most; the next is opened when all before are full.
-const MAX_CONNECTIONS: usize = 4;
-
 pub(crate) struct H2Pool<K> {
+    /// Connections to one destination at most; the next is opened when all before are full.
+    max: usize,
     slots: RefCell<HashMap<K, Slot>>,
 }
 
@@ -34,8 +33,8 @@ impl Default for Slot {
 }
 
 impl<K: Hash + Eq + Clone> H2Pool<K> {
-    pub(crate) fn new() -> Self {
-        Self { slots: RefCell::new(HashMap::new()) }
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, slots: RefCell::new(HashMap::new()) }
     }
 
     /// A connection with room for a stream, dialled by `dial` when there is none.
@@ -62,7 +61,7 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
                 {
                     return Err(failure.clone());
                 }
-                if slot.connections.len() >= MAX_CONNECTIONS {
+                if slot.connections.len() >= self.max {
                     metrics::counter!(crate::metrics::LIMIT_REACHED, "limit" => "h2_streams").increment(1);
                     return Err(Error::upstream(
                         ErrorKind::ConnectionLimitReached,

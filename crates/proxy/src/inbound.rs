@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::HeaderMap;
-use posthouse_model::Directory;
-use posthouse_model::address;
+use posthouse_model::{Directory, Endpoint, ServiceKey, address};
 
 use crate::body::{Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
@@ -44,43 +43,74 @@ impl Delivery {
     }
 }
 
-/// Whether `target` is a pod of this node on a port that the directory knows. An EndpointSlice is written by users, so it
-/// alone proves nothing: the address must be that of a pod that the API shows on this node or, for a pod that is not
-/// shown yet, lie in the node's own pod range.
-pub(crate) fn admit(target: SocketAddr, node_name: &str, directory: &Directory) -> Result<(), Error> {
+/// Why a target was not admitted.
+#[derive(Debug)]
+pub(crate) struct NotAdmitted {
+    pub(crate) error: Error,
+    /// The API may show the pod in a moment: the slice is there and the address lies in the node's own pod range.
+    pub(crate) may_appear: bool,
+}
+
+/// Whether `target` is a pod of this node on a port that the directory knows, and by which Service. An EndpointSlice is
+/// written by users, so it alone proves nothing: the address must be that of a pod that the API shows on this node. Several
+/// Services may name one address; a broken entry of one does not spoil another's.
+pub(crate) fn admit<'a>(
+    target: SocketAddr,
+    node_name: &str,
+    directory: &'a Directory,
+) -> Result<&'a ServiceKey, NotAdmitted> {
+    let mut refusal = None;
+    for (key, endpoint) in directory.endpoints_at(target) {
+        if endpoint.node.as_deref() != Some(node_name) {
+            continue;
+        }
+        match admit_entry(target, node_name, key, endpoint, directory) {
+            Ok(()) => return Ok(key),
+            Err(why) => refusal = Some(why),
+        }
+    }
     // `Safe`: nothing reached a pod, and a directory that is newer or older than the sender's is no fault of the request.
-    let refuse = |kind, why: String| Err(Error::upstream(kind, Retry::Safe, why));
-    let entries = directory.endpoints_at(target);
-    let mine = entries.iter().map(|(_, endpoint)| endpoint).filter(|e| e.node.as_deref() == Some(node_name));
-    let Some(endpoint) = mine.into_iter().next() else {
-        return refuse(
+    Err(refusal.unwrap_or_else(|| NotAdmitted {
+        error: Error::upstream(
             ErrorKind::DestinationUnavailable,
+            Retry::Safe,
             format!("{target} is not an endpoint on node {node_name} (any more)"),
-        );
+        ),
+        may_appear: false,
+    }))
+}
+
+fn admit_entry(
+    target: SocketAddr,
+    node_name: &str,
+    key: &str,
+    endpoint: &Endpoint,
+    directory: &Directory,
+) -> Result<(), NotAdmitted> {
+    let refuse = |why: String, may_appear| {
+        let error = Error::upstream(ErrorKind::DestinationIpProhibited, Retry::Safe, why);
+        Err(NotAdmitted { error, may_appear })
     };
     if let Some(refusal) = endpoint.refusal {
-        return refuse(ErrorKind::DestinationIpProhibited, format!("{target} is refused: it is {refusal}"));
+        return refuse(format!("{target} is refused: it is {refusal}"), false);
     }
     let ip = target.ip();
+    let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
     let host_network = directory.node_by_ip(ip).is_some()
         && endpoint
             .pod
             .as_ref()
             .and_then(|pod| directory.pod(&pod.uid))
-            .is_some_and(|pod| pod.host_network && pod.addresses.contains(&ip));
+            .is_some_and(|pod| pod.host_network && pod.addresses.contains(&ip) && *pod.id.namespace == *namespace);
     if let Err(refusal) = address::check(ip, target.port(), host_network, directory) {
-        return refuse(ErrorKind::DestinationIpProhibited, format!("{target} is refused: it is {refusal}"));
+        return refuse(format!("{target} is refused: it is {refusal}"), false);
     }
-    let is_ours = host_network
-        || directory.pod_by_ip(ip).is_some_and(|pod| *pod.node == *node_name)
-        || directory.node(node_name).is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
-    if !is_ours {
-        return refuse(
-            ErrorKind::DestinationIpProhibited,
-            format!("{target} is no pod's address on node {node_name}, although an EndpointSlice says so"),
-        );
+    if host_network || directory.pod_by_ip(ip).is_some_and(|pod| *pod.node == *node_name) {
+        return Ok(());
     }
-    Ok(())
+    let in_pod_range =
+        directory.node(node_name).is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
+    refuse(format!("{target} is no pod's address on node {node_name}, although an EndpointSlice says so"), in_pod_range)
 }
 
 /// Delivers a request to a pod that was admitted (or that the sender dials directly).

@@ -24,6 +24,7 @@ mod link_server;
 mod metrics;
 mod outbound;
 mod pods;
+mod pressure;
 mod serve;
 pub mod status;
 mod stream;

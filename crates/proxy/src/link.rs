@@ -38,12 +38,15 @@ pub(crate) const ERROR: HeaderName = HeaderName::from_static("posthouse-error");
 pub(crate) const RETRY: HeaderName = HeaderName::from_static("posthouse-retry");
 /// On such an answer: what happened, in words.
 pub(crate) const DETAILS: HeaderName = HeaderName::from_static("posthouse-details");
-/// On the answer to an upgrade: the pod switched protocols, the stream is a tunnel now.
+/// On the answer to an upgrade: the protocol that the pod switched to; the stream is a tunnel now.
 pub(crate) const UPGRADED: HeaderName = HeaderName::from_static("posthouse-upgraded");
 
 /// A link that had no stream for this long is closed, unless its peer is gone already. 10 min: a handshake is cheap, but
 /// none should be needed between two runs of a cron job.
 const LINK_IDLE: Duration = Duration::from_secs(600);
+
+/// Links that one worker opens to a peer: one, and the next when all streams of those before are in use.
+const MAX_PER_PEER: usize = 4;
 
 type PeerKey = (Arc<str>, SocketAddr);
 
@@ -66,7 +69,7 @@ pub(crate) struct Stamp<'a> {
 
 impl Links {
     pub(crate) fn new() -> Self {
-        Self { pool: H2Pool::new(), targets: RefCell::new(HashMap::new()) }
+        Self { pool: H2Pool::new(MAX_PER_PEER), targets: RefCell::new(HashMap::new()) }
     }
 
     async fn get(&self, proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error> {
@@ -182,7 +185,7 @@ fn internal(details: &'static str) -> Error {
 
 /// Turns an answer that the receiving proxy made itself back into its error, and takes the metadata off any other.
 fn unpack(mut response: Response) -> Result<Response, Error> {
-    response.headers.remove(UPGRADED);
+    response.upgrade = response.headers.remove(UPGRADED);
     let Some(token) = response.headers.remove(ERROR) else {
         return Ok(response);
     };

@@ -22,7 +22,7 @@ use crate::downstream::H2Downstream;
 use crate::error::{Error, ErrorKind};
 use crate::exchange::{Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward};
 use crate::h1;
-use crate::h2conn::{LINK_WINDOWS, MAX_HEADER_LIST, PING_EVERY, PING_TIMEOUT};
+use crate::h2conn::{DATA_FRAME_BUDGET, LINK_WINDOWS, MAX_HEADER_LIST, PING_EVERY, PING_TIMEOUT};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::link::{PROTOCOL, TARGET, UPGRADED, pack_error};
@@ -50,6 +50,11 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
             .max_send_buffer_size(LINK_WINDOWS.send_buffer)
             .max_header_list_size(MAX_HEADER_LIST + METADATA_ROOM)
             .max_concurrent_streams(MAX_STREAMS)
+            // h2's caps on resets are against one abusive client. A link's streams are those of all clients of the peer, and a
+            // peer is trusted not to flood: some clients' cancels must not end everybody's streams.
+            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+            .max_local_error_reset_streams(None)
+            .data_frame_budget(DATA_FRAME_BUDGET)
             .enable_connect_protocol()
             .handshake::<_, Bytes>(io)
             .await
@@ -103,7 +108,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                tokio::task::spawn_local(serve_stream(Rc::clone(&worker), Rc::clone(&peer), request, respond));
+                crate::worker::spawn_stream(serve_stream(Rc::clone(&worker), Rc::clone(&peer), request, respond));
             }
             Some(Err(error)) => {
                 debug!(peer = %peer.node, %error, "link broke");
@@ -130,7 +135,7 @@ async fn serve_stream(
     let (parts, recv) = request.into_parts();
     let delivered = match Order::read(parts) {
         Ok(order) => {
-            let admitted = worker.admit(order.target, started);
+            let admitted = worker.admit(order.target, started).await;
             let metrics = admitted.as_ref().ok().cloned();
             let (status, error) = order.carry_out(&worker, admitted.map(drop), recv, down).await;
             match (metrics, &error) {
@@ -184,7 +189,10 @@ impl Order {
         let protocol = parts.extensions.remove::<h2::ext::Protocol>();
         let upgrade = match &protocol {
             None => None,
-            Some(p) => Some(HeaderValue::from_str(p.as_str()).map_err(|_| bad("the upgrade's protocol is no token"))?),
+            Some(p) if h1::is_upgradable_list(p.as_str().as_bytes()) => {
+                Some(HeaderValue::from_str(p.as_str()).map_err(|_| bad("the upgrade's protocol is no token"))?)
+            }
+            Some(_) => return Err(bad("the upgrade's protocol may not be tunnelled")),
         };
         if (delivery == Delivery::Opaque) != (parts.method == Method::CONNECT && upgrade.is_none()) {
             return Err(bad("an opaque stream is a CONNECT and nothing else is"));
@@ -299,8 +307,8 @@ async fn upgrade(
         await_response(call, None, &mut timer, &down).await
     };
     match called {
-        Ok(Response { status, mut headers, tunnel: Some(end), .. }) => {
-            headers.insert(UPGRADED, HeaderValue::from_static("1"));
+        Ok(Response { status, mut headers, upgrade, tunnel: Some(end), .. }) => {
+            headers.insert(UPGRADED, upgrade.unwrap_or_else(|| HeaderValue::from_static("websocket")));
             let Ok(send) = down.tunnel(StatusCode::OK, headers) else {
                 return (None, Some(Error::client_gone()));
             };

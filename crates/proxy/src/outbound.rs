@@ -226,10 +226,14 @@ fn refuse_loops(client: &Client, request: &Request) -> Result<(), Error> {
 
 /// How the pod is spoken to, by what the client speaks and what the Service port says (design: translation table).
 fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Error> {
-    if request.upgrade.is_some() {
-        return Ok(Delivery::Http1);
-    }
     match app_protocol {
+        AppProtocol::H2c | AppProtocol::Grpc if request.upgrade.is_some() => Err(Error::client(
+            ErrorKind::HttpUpgradeFailed,
+            "the Service port's appProtocol says HTTP/2, which has no upgrade to WebSocket by HTTP/1.1",
+        )),
+        AppProtocol::Unknown | AppProtocol::Http1 | AppProtocol::WebSocket if request.upgrade.is_some() => {
+            Ok(Delivery::Http1)
+        }
         AppProtocol::H2c | AppProtocol::Grpc => Ok(Delivery::Http2),
         AppProtocol::Http1 | AppProtocol::WebSocket if request.h2 && request.is_grpc() => Err(Error::client(
             ErrorKind::HttpUpgradeFailed,
@@ -347,6 +351,14 @@ impl Retries {
             let ceiling = BACKOFF_FIRST.saturating_mul(1 << (self.idempotent - 1).min(8)).min(BACKOFF_MAX);
             Backoff(ceiling.mul_f64(fastrand::f64()))
         };
+        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
+        let alone =
+            found.destination.endpoint.is_some() || found.destination.service_port().endpoints.usable().len() == 1;
+        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
+        if alone && !refused && error.retry == Retry::Safe {
+            self.last = Some(error);
+            return Ok(Backoff(BACKOFF_FIRST.mul_f64(0.5 + fastrand::f64() / 2.0)));
+        }
         self.tried.add(endpoint, error.side == Side::Link);
         self.last = Some(error);
         Ok(backoff)
@@ -429,7 +441,7 @@ pub(crate) enum Way {
 }
 
 /// Decides the way to `endpoint`, or why there is none.
-pub(crate) fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
+pub(crate) async fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
     let config = &client.worker.proxy.config;
     if let Some(refusal) = endpoint.refusal {
         return Err(Error::upstream(
@@ -440,7 +452,7 @@ pub(crate) fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -
     }
     if let Some(node) = &endpoint.node {
         if **node == *config.node_name {
-            inbound::admit(endpoint.address, &config.node_name, directory)?;
+            client.worker.admit(endpoint.address, Instant::now()).await?;
             return Ok(Way::Local);
         }
         if let Some(peer) = directory.peer(node).filter(|peer| peer.ready) {
@@ -481,7 +493,7 @@ async fn send_once(
 ) -> Result<Response, Error> {
     let worker = &client.worker;
     let target = endpoint.address;
-    let way = match way(client, directory, endpoint)? {
+    let way = match way(client, directory, endpoint).await? {
         Way::Link(peer) => {
             let stamp = Stamp { target, source: &client.source, delivery };
             match worker.links.call(&worker.proxy, &peer, &stamp, request, body, interim).await {
@@ -536,7 +548,7 @@ async fn tunnel_once(
     endpoint: &Arc<Endpoint>,
 ) -> Result<crate::exchange::TunnelEnd, Error> {
     let worker = &client.worker;
-    let way = match way(client, directory, endpoint)? {
+    let way = match way(client, directory, endpoint).await? {
         Way::Link(peer) => {
             let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
             match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {

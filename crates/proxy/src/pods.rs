@@ -5,34 +5,42 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
+use posthouse_model::address::NODE_PORTS;
 use tokio::net::TcpStream;
 
 use crate::body::{Body, BodyOf, H1Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
-use crate::exchange::{Interim, Request, Response, TunnelEnd, Upload, content_length, poll_upload, upload_h1};
+use crate::exchange::{
+    Interim, Interims, Request, Response, TunnelEnd, Upload, content_length, poll_upload, upload_h1,
+};
 use crate::h1::{self, BodyLength, HeadScan};
 use crate::h2conn::{H2Conn, POD_WINDOWS};
 use crate::h2pool::H2Pool;
 use crate::metrics::OpenGauge;
-use crate::stream::{BufferedIo, SharedIo, Stream};
+use crate::status::Proxy;
+use crate::stream::{BufferedIo, SharedIo, Stream, tune};
 
 /// Idle HTTP/1.1 connections that a worker keeps to one pod.
 const MAX_IDLE_PER_POD: usize = 256;
 /// Idle HTTP/1.1 connections that a worker keeps in all.
 const MAX_IDLE: usize = 4096;
+/// HTTP/2 connections that a worker opens to one pod. Many servers allow 100 streams on each, so 64 carry 6,400 requests.
+const MAX_H2_PER_POD: usize = 64;
 /// An HTTP/2 connection to a pod without streams is closed after this time. 60 s: below nginx' and gRPC servers' usual
 /// idle limits of 75 s and more.
 const H2_IDLE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Pods {
+    proxy: Arc<Proxy>,
     connect_timeout: Duration,
     idle_timeout: Duration,
     idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
@@ -62,7 +70,7 @@ impl PodLease {
     /// Puts the connection back for reuse if the exchange left it clean.
     pub(crate) fn release(self, io: &SharedIo) {
         {
-            let io = io.borrow();
+            let mut io = io.borrow_mut();
             if !self.keep_alive {
                 return;
             }
@@ -70,6 +78,7 @@ impl PodLease {
             if io.body_open || !io.rbuf.is_empty() || !io.wbuf.is_empty() {
                 return;
             }
+            io.shrink();
         }
         let mut idle = self.pods.idle.borrow_mut();
         let of_pod = idle.entry(self.address).or_default();
@@ -89,18 +98,26 @@ struct Failed {
 }
 
 impl Pods {
-    pub(crate) fn new(connect_timeout: Duration, idle_timeout: Duration) -> Rc<Self> {
+    pub(crate) fn new(proxy: Arc<Proxy>) -> Rc<Self> {
         Rc::new(Self {
-            connect_timeout,
-            idle_timeout,
+            connect_timeout: proxy.config.timeouts.connect,
+            idle_timeout: proxy.config.timeouts.pool_idle,
+            proxy,
             idle: RefCell::new(HashMap::new()),
             idle_count: Cell::new(0),
-            h2: H2Pool::new(),
+            h2: H2Pool::new(MAX_H2_PER_POD),
         })
     }
 
-    /// Opens a connection.
+    /// Opens a connection. The last check against reaching the node itself stands here, where every way to a pod ends.
     pub(crate) async fn dial(&self, address: SocketAddr) -> Result<TcpStream, Error> {
+        if is_own_address(address) && !may_dial_own(address, &self.proxy) {
+            return Err(Error::upstream(
+                ErrorKind::DestinationIpProhibited,
+                Retry::Safe,
+                format!("{address} is an address of this node itself and no pod that is known here"),
+            ));
+        }
         let failed = |kind, what: &dyn std::fmt::Display| {
             Error::upstream(kind, Retry::Safe, format!("pod {address} did not take the connection: {what}"))
         };
@@ -111,21 +128,21 @@ impl Pods {
             }
             Ok(Err(error)) => Err(failed(ErrorKind::DestinationUnavailable, &error)),
             Ok(Ok(stream)) => {
-                // Fails only on a broken socket, which the first write tells.
-                let _ = stream.set_nodelay(true);
+                tune(&stream);
                 Ok(stream)
             }
         }
     }
 
-    /// A warm connection, if one is there and still open.
-    fn take_idle(&self, address: SocketAddr) -> Option<PodConnection> {
+    /// A warm connection, if one is there and still open. `must_live`: the request cannot be sent again, so the kernel is asked,
+    /// which may know of a close that the event loop has not seen yet.
+    fn take_idle(&self, address: SocketAddr, must_live: bool) -> Option<PodConnection> {
         let mut idle = self.idle.borrow_mut();
         let of_pod = idle.get_mut(&address)?;
         while let Some(entry) = of_pod.pop() {
             self.idle_count.set(self.idle_count.get() - 1);
             let fresh = entry.since.elapsed() < self.idle_timeout;
-            if fresh && is_quiet(&entry.connection.io) {
+            if fresh && is_quiet(&entry.connection.io) && !(must_live && is_closed(&entry.connection.io)) {
                 return Some(entry.connection);
             }
         }
@@ -141,7 +158,7 @@ impl Pods {
         body: Option<&ReplayBody>,
         interim: &mut dyn Interim,
     ) -> Result<Response, Error> {
-        if let Some(connection) = self.take_idle(address) {
+        if let Some(connection) = self.take_idle(address, !request.is_idempotent()) {
             match self.try_h1(connection, address, request, body, interim).await {
                 Ok(response) => return Ok(response),
                 Err(failed) if failed.silent && request.is_idempotent() && body.is_none_or(ReplayBody::can_replay) => {}
@@ -187,13 +204,15 @@ impl Pods {
             body.map(|body| Box::pin(upload_h1(body.reader(), Rc::clone(&io), length)) as Upload);
         let mut scan = HeadScan::default();
         let mut seen = false;
-        let head = poll_fn(|cx| poll_head(&io, &mut upload, &mut scan, &mut seen, request, interim, cx)).await;
+        let mut interims = Interims::new(interim);
+        let head = poll_fn(|cx| poll_head(&io, &mut upload, &mut scan, &mut seen, request, &mut interims, cx)).await;
         let head = head.map_err(|error| Failed { error, silent: !seen })?;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Response {
                 status: head.status,
                 headers: head.headers,
                 body: Body::Empty,
+                upgrade: head.upgrade,
                 upload: None,
                 tunnel: Some(TunnelEnd::Io { io, open }),
             });
@@ -202,7 +221,7 @@ impl Pods {
         let body = H1Body::new(io, head.body, BodyOf::Response, Some(lease));
         let body =
             if matches!(head.body, BodyLength::None | BodyLength::Length(0)) { Body::Empty } else { Body::H1(body) };
-        Ok(Response { status: head.status, headers: head.headers, body, upload, tunnel: None })
+        Ok(Response { status: head.status, headers: head.headers, body, upgrade: None, upload, tunnel: None })
     }
 
     /// An HTTP/2 connection to the pod.
@@ -244,7 +263,7 @@ fn poll_head(
     scan: &mut HeadScan,
     seen: &mut bool,
     request: &Request,
-    interim: &mut dyn Interim,
+    interims: &mut Interims<'_>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<h1::ResponseHead, Error>> {
     let broken = |details: String| {
@@ -261,13 +280,15 @@ fn poll_head(
     loop {
         match h1::parse_response(&mut io.rbuf, scan, &request.method) {
             Ok(Some(head)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
-                if request.upgrade.is_none() {
-                    return protocol_error("it switched protocols without being asked");
+                // RFC 9110 §7.8: it says to which of those that it was offered.
+                let offered = |to: &HeaderValue| request.upgrade.as_ref().is_some_and(|list| offers(list, to));
+                if !head.upgrade.as_ref().is_some_and(offered) {
+                    return protocol_error("it switched to a protocol that it was not offered");
                 }
                 return Poll::Ready(Ok(head));
             }
             Ok(Some(head)) if head.status.is_informational() => {
-                interim.interim(head.status, &head.headers);
+                interims.pass(head.status, head.headers)?;
                 *scan = HeadScan::default();
                 continue;
             }
@@ -300,6 +321,12 @@ fn protocol_error(what: &str) -> Poll<Result<h1::ResponseHead, Error>> {
     )))
 }
 
+/// Whether an Upgrade list names `protocol`.
+fn offers(list: &HeaderValue, protocol: &HeaderValue) -> bool {
+    let protocol = protocol.as_bytes().trim_ascii();
+    list.as_bytes().split(|b| *b == b',').any(|offer| offer.trim_ascii().eq_ignore_ascii_case(protocol))
+}
+
 /// Methods whose requests carry a body by their meaning: an empty one is said to be empty (RFC 9110 §8.6).
 fn expects_body(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PUT | Method::PATCH)
@@ -314,4 +341,42 @@ fn is_quiet(io: &SharedIo) -> bool {
     let mut probe = [0u8; 1];
     let mut cx = Context::from_waker(Waker::noop());
     pin!(stream.peek(&mut probe)).poll(&mut cx).is_pending()
+}
+
+/// Whether the kernel has the other side's close (or bytes that nobody asked for).
+fn is_closed(io: &SharedIo) -> bool {
+    let io = io.borrow();
+    let Stream::Tcp(stream) = &io.stream else { return true };
+    let mut probe = [std::mem::MaybeUninit::<u8>::uninit(); 1];
+    !matches!(socket2::SockRef::from(stream).peek(&mut probe), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Whether a connection to `address` would end on this machine: a bridge's gateway address lies in the pod range, a second
+/// interface stands in no Node object. The kernel knows: connecting a UDP socket sends nothing and chooses the source
+/// address that it would use, which is the address itself exactly when it is local.
+fn is_own_address(address: SocketAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(address)?;
+        socket.local_addr()
+    });
+    match source {
+        Ok(source) => source.ip() == address.ip() || address.ip().is_loopback(),
+        // No route, no socket: the dial itself will say so.
+        Err(_) => address.ip().is_loopback(),
+    }
+}
+
+/// An own address may be dialled for a host-network pod of this node, outside the node's own ports, and (demo and tests)
+/// for a pod that lives on a loopback address.
+fn may_dial_own(address: SocketAddr, proxy: &Proxy) -> bool {
+    let ip = address.ip();
+    let directory = proxy.directory.load();
+    let ours = |own: &SocketAddr| own.port() == address.port() && (own.ip() == ip || own.ip().is_unspecified());
+    if proxy.config.own_addresses.iter().any(ours) {
+        return false;
+    }
+    directory.pod_by_ip(ip).is_some()
+        || !NODE_PORTS.contains(&address.port())
+            && directory.pods().any(|pod| pod.host_network && pod.addresses.contains(&ip))
 }

@@ -168,6 +168,7 @@ async fn look_inside(client: &Client, found: &Found, mut io: BufferedIo) -> (Buf
     // Where the Service says HTTP, silence does not mean another protocol: wait as long as for any request.
     let says_http = protocol != posthouse_model::AppProtocol::Unknown;
     let mut timer = IdleTimer::new(if says_http { timeouts.client_idle } else { timeouts.peek });
+    let mut drained = std::pin::pin!(client.worker.drain.begun());
     loop {
         match detect::inside_tunnel(&io.rbuf) {
             Detected::Http1 => return (io, Inside::Http1),
@@ -175,18 +176,34 @@ async fn look_inside(client: &Client, found: &Found, mut io: BufferedIo) -> (Buf
             Detected::Opaque => return (io, Inside::Opaque),
             Detected::NeedMore => {}
         }
+        let silent = io.rbuf.is_empty();
         let read = poll_fn(|cx| match io.poll_fill(cx, 0) {
-            Poll::Ready(read) => Poll::Ready(Some(read.unwrap_or(0))),
-            Poll::Pending => timer.poll_expired(cx).map(|()| None),
+            Poll::Ready(read) => Poll::Ready(Look::Read(read.unwrap_or(0))),
+            // Nothing has been said yet, so nothing is cut off.
+            Poll::Pending if silent && says_http && drained.as_mut().poll(cx).is_ready() => Poll::Ready(Look::Drained),
+            Poll::Pending => timer.poll_expired(cx).map(|()| Look::Silence),
         })
         .await;
         match read {
+            Look::Drained => return (io, Inside::Gone),
             // Closed before a word: nothing to carry.
-            Some(0) if io.rbuf.is_empty() => return (io, Inside::Gone),
-            Some(0) | None => return (io, Inside::Opaque),
-            Some(_) => timer.touch(),
+            Look::Read(0) if silent => return (io, Inside::Gone),
+            Look::Silence if says_http => {
+                limit_reached(if silent { "client_idle" } else { "header_timeout" });
+                return (io, Inside::Gone);
+            }
+            Look::Read(0) | Look::Silence => return (io, Inside::Opaque),
+            // From its first byte on a request line has as long as any head.
+            Look::Read(_) if silent && says_http => timer.set_limit(timeouts.request_header),
+            Look::Read(_) => {}
         }
     }
+}
+
+enum Look {
+    Read(usize),
+    Silence,
+    Drained,
 }
 
 /// Carries bytes to one endpoint until both sides are done.

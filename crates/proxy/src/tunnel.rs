@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::exchange::{TunnelEnd, poll_send_data};
 use crate::idle::IdleTimer;
+use crate::pressure::{Held, Stall};
 use crate::stream::READ_BODY;
 
 /// A tunnel on which nothing moves in either direction. 1 h: Envoy's TCP proxy idle timeout; connection pools of databases
@@ -35,11 +36,20 @@ struct Direction {
     held: usize,
     read_done: bool,
     closed: bool,
+    stall: Stall,
+    kept: Held,
 }
 
 impl Direction {
     fn new() -> Self {
-        Self { chunk: Bytes::new(), held: 0, read_done: false, closed: false }
+        Self {
+            chunk: Bytes::new(),
+            held: 0,
+            read_done: false,
+            closed: false,
+            stall: Stall::default(),
+            kept: Held::default(),
+        }
     }
 
     /// Moves what can be moved. `Ready(Ok)` when this direction is finished.
@@ -55,8 +65,23 @@ impl Direction {
                 return Poll::Ready(Ok(()));
             }
             if !self.chunk.is_empty() {
-                ready!(to.poll_write(cx, &mut self.chunk))?;
+                let before = self.chunk.len();
+                match to.poll_write(cx, &mut self.chunk) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => {
+                        if self.chunk.len() != before {
+                            self.stall.moved();
+                        }
+                        self.kept.set(from.used() + self.chunk.len());
+                        ready!(self.stall.poll(cx));
+                        return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+                    }
+                }
                 *moved = true;
+                self.stall.moved();
+                if !self.kept.is_zero() {
+                    self.kept.set(0);
+                }
             }
             from.release(std::mem::take(&mut self.held));
             if self.read_done {
@@ -120,6 +145,14 @@ impl TunnelEnd {
                     None => return Poll::Ready(Ok(None)),
                 }
             },
+        }
+    }
+
+    /// Bytes that have come and whose capacity was not given back.
+    fn used(&mut self) -> usize {
+        match self {
+            Self::H2 { recv, .. } => recv.flow_control().used_capacity(),
+            Self::Io { .. } => 0,
         }
     }
 

@@ -3,16 +3,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::HeaderValue;
 use metrics::counter;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -26,15 +28,20 @@ use crate::metrics::{
 use crate::pods::Pods;
 use crate::serve;
 use crate::status::Proxy;
-use crate::stream::{BufferedIo, Stream};
+use crate::stream::{BufferedIo, Stream, tune};
 
 /// Client connections that one worker holds at once; more wait in the kernel's backlog. 32,768 at about 10 KiB each is
 /// 320 MiB, and below half of the usual descriptor limit of 1,048,576 with 16 workers.
 const MAX_CLIENTS: usize = 32_768;
+/// Connections of one address that one worker holds: an eighth of all, so that one pod cannot lock the others out.
+const MAX_PER_CLIENT: usize = MAX_CLIENTS / 8;
 /// Links that one worker takes at once. 16,384: four workers on each of 4,096 other nodes.
 const MAX_LINKS: usize = 16_384;
 /// Clients of unknown address that a worker holds at once; more are refused.
 const MAX_HELD: usize = 1_024;
+
+/// How long a delivery waits for its pod to be shown by the API. The watch of pods lags that of slices by milliseconds.
+const POD_APPEARS: Duration = Duration::from_millis(500);
 
 /// A worker's shared state.
 pub(crate) struct Worker {
@@ -50,8 +57,10 @@ pub(crate) struct Worker {
     pub(crate) link_streams: metrics::Gauge,
     /// Targets that were admitted under the directory of this version.
     admitted: RefCell<(u64, HashMap<SocketAddr, Rc<ServiceMetrics>>)>,
+    /// Connections by client address.
+    shares: RefCell<HashMap<IpAddr, usize>>,
     held: Cell<usize>,
-    warned: RefCell<Option<std::time::Instant>>,
+    warned: RefCell<Option<Instant>>,
 }
 
 /// Tells connections to end after what they are doing.
@@ -98,12 +107,11 @@ pub(crate) enum Phase {
 
 impl Worker {
     pub(crate) fn new(proxy: Arc<Proxy>) -> Rc<Self> {
-        let timeouts = proxy.config.timeouts;
         // Node names are DNS names; anything else falls back to the bare product name.
         let via = HeaderValue::try_from(format!("1.1 {}.posthouse", proxy.config.node_name))
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 posthouse"));
         Rc::new(Self {
-            pods: Pods::new(timeouts.connect, timeouts.pool_idle),
+            pods: Pods::new(Arc::clone(&proxy)),
             links: Links::new(),
             outbound: MetricsCache::new(Direction::Outbound),
             inbound: MetricsCache::new(Direction::Inbound),
@@ -111,6 +119,7 @@ impl Worker {
             drain: Rc::new(Drain::default()),
             link_streams: metrics::gauge!(LINK_STREAMS, "direction" => "in"),
             admitted: RefCell::new((0, HashMap::new())),
+            shares: RefCell::new(HashMap::new()),
             held: Cell::new(0),
             warned: RefCell::new(None),
             proxy,
@@ -122,11 +131,13 @@ impl Worker {
         let mut tasks: JoinSet<()> = JoinSet::new();
         let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
         let links = Arc::new(Semaphore::new(MAX_LINKS));
-        let (done, mut connections) = tokio::sync::mpsc::unbounded_channel::<std::convert::Infallible>();
+        let (done, mut connections) = mpsc::unbounded_channel::<Infallible>();
         for listener in listeners.outbound {
             let worker = Rc::clone(&self);
+            let drain = Rc::clone(&self.drain);
             tasks.spawn_local(accept(
                 listener,
+                drain,
                 Arc::clone(&clients),
                 "connections",
                 done.clone(),
@@ -134,11 +145,18 @@ impl Worker {
             ));
         }
         let worker = Rc::clone(&self);
-        tasks.spawn_local(accept(listeners.link, links, "link_connections", done.clone(), move |stream, remote| {
-            crate::link_server::serve(Rc::clone(&worker), stream, remote)
-        }));
+        let drain = Rc::clone(&self.drain);
+        tasks.spawn_local(accept(
+            listeners.link,
+            drain,
+            links,
+            "link_connections",
+            done.clone(),
+            move |stream, remote| crate::link_server::serve(Rc::clone(&worker), stream, remote),
+        ));
         let worker = Rc::clone(&self);
-        tasks.spawn_local(async move {
+        let mut sweeper = JoinSet::new();
+        sweeper.spawn_local(async move {
             let mut turns = 0u64;
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -153,10 +171,10 @@ impl Worker {
         drop(done);
         // An error means that the owner is gone, which ends the worker, too.
         let _ = phase.wait_for(|p| *p != Phase::Serve).await;
-        // Ends the accept loops, which closes the listeners.
-        tasks.abort_all();
-        while tasks.join_next().await.is_some() {}
+        // The accept loops take what the kernel has accepted already, then end, which closes the listeners.
         self.drain.begin();
+        while tasks.join_next().await.is_some() {}
+        drop(sweeper);
         tokio::select! {
             // Every connection holds a sender; none is ever sent on.
             _ = connections.recv() => {}
@@ -164,21 +182,42 @@ impl Worker {
         }
     }
 
-    /// Whether a stream of a link may go to `target` (see [`inbound::admit`]), and the counters of its Service. The verdict
-    /// is kept until the directory changes; only a refusal is worked out each time.
-    pub(crate) fn admit(&self, target: SocketAddr, now: std::time::Instant) -> Result<Rc<ServiceMetrics>, Error> {
+    /// Whether a request may be delivered to `target` (see [`inbound::admit`]), and the counters of its Service. The verdict
+    /// is kept until the directory changes; only a refusal is worked out each time. A slice may be known a moment before its
+    /// pod is, so a pod that may yet appear is waited for.
+    pub(crate) async fn admit(&self, target: SocketAddr, now: Instant) -> Result<Rc<ServiceMetrics>, Error> {
+        let mut changes = None;
+        let wait = tokio::time::sleep(POD_APPEARS);
+        let mut wait = std::pin::pin!(wait);
+        loop {
+            let refusal = match self.admit_now(target, now) {
+                Ok(metrics) => return Ok(metrics),
+                Err(refusal) => refusal,
+            };
+            if !refusal.may_appear {
+                return Err(refusal.error);
+            }
+            let changed = changes.get_or_insert_with(|| self.proxy.directory.subscribe()).changed();
+            tokio::select! {
+                biased;
+                // An error means that nobody publishes any more: the wait ends it.
+                changed = changed => if changed.is_err() { return Err(refusal.error) },
+                () = &mut wait => return Err(refusal.error),
+            }
+        }
+    }
+
+    fn admit_now(&self, target: SocketAddr, now: Instant) -> Result<Rc<ServiceMetrics>, inbound::NotAdmitted> {
         let directory = self.proxy.directory.load();
         let mut admitted = self.admitted.borrow_mut();
-        // Also emptied from time to time: the counters must stay known to the exporter.
         if admitted.0 != directory.version {
             *admitted = (directory.version, HashMap::new());
         }
         if let Some(metrics) = admitted.1.get(&target) {
             return Ok(Rc::clone(metrics));
         }
-        inbound::admit(target, &self.proxy.config.node_name, &directory)?;
-        let key = directory.endpoints_at(target).first().map(|(key, _)| Arc::clone(key)).unwrap_or_default();
-        let metrics = self.inbound.service(&key, now);
+        let key = inbound::admit(target, &self.proxy.config.node_name, &directory)?;
+        let metrics = self.inbound.service(key, now);
         admitted.1.insert(target, Rc::clone(&metrics));
         Ok(metrics)
     }
@@ -186,10 +225,11 @@ impl Worker {
     /// One connection to the outbound port.
     async fn client(self: Rc<Self>, stream: TcpStream, remote: SocketAddr) {
         let _open = OpenGauge::connection("client");
-        // Fails only on a broken socket, which the first read tells.
-        let _ = stream.set_nodelay(true);
+        tune(&stream);
         match self.judge(remote).await {
+            Ok(_) if !self.has_share(remote) => limit_reached("client_connections"),
             Ok(pod) => {
+                let _share = Share::take(&self, client::canonical(remote));
                 let client = Rc::new(Client::new(self, pod.as_deref()));
                 serve::connection(client, BufferedIo::new(Stream::Tcp(stream), BytesMut::new())).await;
             }
@@ -199,6 +239,11 @@ impl Worker {
                 serve::refuse_stranger(stream, remote).await;
             }
         }
+    }
+
+    /// Whether a client of this address may have one more connection.
+    fn has_share(&self, remote: SocketAddr) -> bool {
+        self.shares.borrow().get(&client::canonical(remote)).is_none_or(|count| *count < MAX_PER_CLIENT)
     }
 
     /// Who the client is, after waiting for the directory to learn of it if need be; or why it is refused.
@@ -248,6 +293,31 @@ impl Worker {
     }
 }
 
+/// Counts a connection of one address.
+struct Share {
+    worker: Rc<Worker>,
+    ip: IpAddr,
+}
+
+impl Share {
+    fn take(worker: &Rc<Worker>, ip: IpAddr) -> Self {
+        *worker.shares.borrow_mut().entry(ip).or_default() += 1;
+        Self { worker: Rc::clone(worker), ip }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut shares = self.worker.shares.borrow_mut();
+        if let Some(count) = shares.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                shares.remove(&self.ip);
+            }
+        }
+    }
+}
+
 struct Held<'a>(&'a Cell<usize>);
 
 impl<'a> Held<'a> {
@@ -263,32 +333,43 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Takes connections and gives each a task of its own, at most as many as `permits` allow.
+/// Takes connections and gives each a task of its own, at most as many as `permits` allow. When draining begins, those that
+/// the kernel has accepted already are still taken: closing the listener would reset them.
 async fn accept<F>(
     listener: TcpListener,
+    drain: Rc<Drain>,
     permits: Arc<Semaphore>,
     limit: &'static str,
-    done: tokio::sync::mpsc::UnboundedSender<std::convert::Infallible>,
+    done: mpsc::UnboundedSender<Infallible>,
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + 'static,
 {
+    let mut draining = pin!(drain.begun());
     loop {
         let permit = match Arc::clone(&permits).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 limit_reached(limit);
-                // Never closed while this loop holds it.
-                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                    return;
-                };
-                permit
+                tokio::select! {
+                    permit = Arc::clone(&permits).acquire_owned() => match permit {
+                        Ok(permit) => permit,
+                        // Never closed while this loop holds it.
+                        Err(_) => return,
+                    },
+                    () = &mut draining => return,
+                }
             }
         };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = &mut draining => return,
+        };
+        match accepted {
             Ok((stream, remote)) => {
-                let done = done.clone();
                 let connection = tokio::task::spawn_local(serve(stream, remote));
+                let done = done.clone();
                 tokio::task::spawn_local(async move {
                     if let Err(error) = connection.await
                         && error.is_panic()
@@ -307,4 +388,10 @@ async fn accept<F>(
             }
         }
     }
+}
+
+/// Runs one stream's exchange as a task of its own. A panic in it ends that stream alone and is counted and logged by the
+/// binary's panic hook; the task ends with its stream, by the limits on silence at the latest.
+pub(crate) fn spawn_stream(exchange: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(exchange);
 }

@@ -10,7 +10,7 @@ use posthouse_model::{AppProtocol, EndpointState, Node, Pod, PodRef, ServiceKind
 use smallvec::SmallVec;
 
 use super::Context;
-use super::raw::{RawConditions, RawEndpoint, RawMeta, RawObject, RawPort, RawSpec};
+use super::raw::{RawConditions, RawEndpoint, RawMeta, RawObject, RawPort, RawSpec, RawTargetRef};
 use crate::object::{EndpointObject, Key, Object, PortObject, ServiceObject, SliceObject};
 use crate::status::Kind;
 
@@ -150,9 +150,16 @@ fn endpoint(
             return None;
         }
     };
-    let pod = raw.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| {
+    // A slice's controller names pods of the slice's own namespace only. Another namespace is a claim by whoever wrote the
+    // slice, and believing it would let them borrow a host-network pod's right to the node's address.
+    let own = |target: &&RawTargetRef| target.namespace.as_deref().is_none_or(|ns| ns.is_empty() || *ns == **namespace);
+    let pod = raw.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).filter(own);
+    if raw.target_ref.is_some() && pod.is_none() {
+        notes.push(format!("the endpoint '{written}' names no pod of its own namespace"));
+    }
+    let pod = pod.and_then(|target| {
         Some(PodRef {
-            namespace: context.interner.some(target.namespace.as_deref()).unwrap_or_else(|| Arc::clone(namespace)),
+            namespace: Arc::clone(namespace),
             name: Arc::from(target.name.as_deref().filter(|name| !name.is_empty())?),
             uid: Arc::from(target.uid.as_deref().unwrap_or_default()),
         })

@@ -242,6 +242,11 @@ fn is_upgradable(protocol: &[u8]) -> bool {
         && !["h2c", "h2", "http", "tls"].iter().any(|not| name.eq_ignore_ascii_case(not))
 }
 
+/// Whether each protocol of an Upgrade list (or a `:protocol`) may be passed; see [`is_upgradable`].
+pub fn is_upgradable_list(list: &[u8]) -> bool {
+    list.split(|b| *b == b',').all(|protocol| is_upgradable(protocol.trim_ascii()))
+}
+
 #[derive(Default)]
 struct Te {
     named: bool,

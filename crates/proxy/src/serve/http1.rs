@@ -42,9 +42,11 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
             length => Body::H1(H1Body::new(Rc::clone(&io), length, BodyOf::Request, None)),
         };
         let drain = || Rc::clone(&client.worker.drain);
-        let mut down = H1Downstream::new(Rc::clone(&io), &head.method, head.http10, head.keep_alive, drain());
         // Only a GET without a body is upgraded; what else asks for it is served without.
         let upgrade = head.upgrade.filter(|_| head.method == Method::GET && body.is_end());
+        // After a refused upgrade the client may have sent bytes of the other protocol already, so the connection ends.
+        let keep_alive = head.keep_alive && upgrade.is_none();
+        let mut down = H1Downstream::new(Rc::clone(&io), &head.method, head.http10, keep_alive, drain());
         let request = Request {
             method: head.method,
             path: head.path,
@@ -55,17 +57,17 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
             upgrade,
             h2: false,
         };
-        let asked = request.upgrade.clone();
         match outbound::handle(&client, request, &mut down, &mut exchange).await {
+            // Dropped as it is: a close in good order would make a broken answer look complete.
+            Handled::Done if down.aborted => return,
             Handled::Done => {
                 let finished = down.keep_alive && !io.borrow().body_open;
-                // After a refused upgrade the client may have sent bytes of the other protocol already.
-                if !finished || asked.is_some() || client.worker.drain.is_draining() && io.borrow().rbuf.is_empty() {
+                if !finished || client.worker.drain.is_draining() && io.borrow().rbuf.is_empty() {
                     return close_politely(&io).await;
                 }
             }
             Handled::Switched(response, underway) => {
-                upgraded(io, *response, asked).await;
+                upgraded(io, *response).await;
                 drop(underway);
                 return;
             }
@@ -84,6 +86,7 @@ async fn read_head(client: &Client, io: &SharedIo, waiting: &mut IdleTimer) -> R
     let timeouts = client.worker.proxy.config.timeouts;
     let mut scan = HeadScan::default();
     waiting.set_limit(timeouts.client_idle);
+    io.borrow_mut().shrink();
     let mut begun = false;
     let mut drained = pin!(client.worker.drain.begun());
     poll_fn(|cx| {
@@ -172,7 +175,7 @@ fn own(io: SharedIo) -> Option<BufferedIo> {
 }
 
 /// Answers 101 and carries bytes until both sides are done.
-async fn upgraded(io: SharedIo, response: Response, protocol: Option<http::HeaderValue>) {
+async fn upgraded(io: SharedIo, response: Response) {
     let Some(end) = response.tunnel else { return };
     counter!(TUNNELS, "kind" => "upgrade").increment(1);
     h1::write_response_head(
@@ -182,7 +185,7 @@ async fn upgraded(io: SharedIo, response: Response, protocol: Option<http::Heade
         BodyLength::None,
         true,
         false,
-        protocol.as_ref(),
+        response.upgrade.as_ref(),
     );
     if poll_fn(|cx| io.borrow_mut().poll_flush(cx)).await.is_err() {
         return;

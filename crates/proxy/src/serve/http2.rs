@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use metrics::counter;
 
@@ -81,7 +82,7 @@ pub(crate) async fn client_h2(client: Rc<Client>, io: BufferedIo) {
         match accepted {
             Some(Ok((request, respond))) => {
                 idle.touch();
-                tokio::task::spawn_local(serve_stream(Rc::clone(&client), request, respond));
+                crate::worker::spawn_stream(serve_stream(Rc::clone(&client), request, respond));
             }
             Some(Err(_)) | None => return,
         }
@@ -97,8 +98,8 @@ async fn serve_stream(
     let mut down = H2Downstream::new(respond);
     let (mut parts, recv) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
-    let authority = match authority(&parts) {
-        Ok(authority) => authority,
+    let (authority, path) = match authority(&parts).and_then(|a| Ok((a, path(&parts)?))) {
+        Ok(target) => target,
         Err(error) => {
             failed_without_service(Direction::Outbound, error.kind);
             return answer_error(&mut down, &error, grpc, HeaderMap::new(), std::time::Duration::from_secs(10)).await;
@@ -110,14 +111,22 @@ async fn serve_stream(
     if parts.method == Method::CONNECT && protocol.is_none() {
         return connect(client, authority, recv, down).await;
     }
-    let upgrade = match protocol.map(|p| HeaderValue::from_str(p.as_str())) {
+    let upgrade = match protocol {
         None => None,
-        Some(Ok(token)) => Some(token),
-        Some(Err(_)) => return,
+        Some(p) if p.as_str().eq_ignore_ascii_case("websocket") => Some(HeaderValue::from_static("websocket")),
+        // RFC 8441 has no other; one that hides requests (h2c) would lead around routing.
+        Some(_) => {
+            let error = Error {
+                status: Some(StatusCode::NOT_IMPLEMENTED),
+                ..Error::client(ErrorKind::HttpRequestError, "an extended CONNECT is served for websocket only")
+            };
+            failed_without_service(Direction::Outbound, error.kind);
+            return answer_error(&mut down, &error, grpc, HeaderMap::new(), std::time::Duration::from_secs(10)).await;
+        }
     };
     let mut request = Request {
         method: parts.method,
-        path: parts.uri.path_and_query().cloned().unwrap_or_else(crate::link::root_path),
+        path,
         authority,
         https: parts.uri.scheme() == Some(&http::uri::Scheme::HTTPS),
         headers: parts.headers,
@@ -149,20 +158,37 @@ async fn serve_stream(
     }
 }
 
-/// `:authority`, else Host (RFC 9113 §8.3.1); when both are there, `:authority` wins and Host is replaced.
-fn authority(parts: &http::request::Parts) -> Result<http::uri::Authority, Error> {
+/// `:authority`, else Host (RFC 9113 §8.3.1); when both are there, `:authority` wins and Host is replaced. As strict as for
+/// HTTP/1: it may become a Host field there.
+fn authority(parts: &http::request::Parts) -> Result<Authority, Error> {
     let bad = |what: &'static str| Error::client(ErrorKind::HttpRequestError, what);
-    if let Some(authority) = parts.uri.authority() {
-        return Ok(authority.clone());
-    }
-    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) => {
-            http::uri::Authority::try_from(host.as_bytes()).map_err(|_| bad("the Host field is no valid authority"))
+    let authority = match parts.uri.authority() {
+        Some(authority) => authority.clone(),
+        None => {
+            let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+            match (hosts.next(), hosts.next()) {
+                (Some(host), None) => {
+                    Authority::try_from(host.as_bytes()).map_err(|_| bad("the Host field is no valid authority"))?
+                }
+                (Some(_), Some(_)) => return Err(bad("the request has more than one Host field")),
+                (None, _) => return Err(bad("the request has neither :authority nor Host")),
+            }
         }
-        (Some(_), Some(_)) => Err(bad("the request has more than one Host field")),
-        (None, _) => Err(bad("the request has neither :authority nor Host")),
+    };
+    posthouse_model::Authority::parse(authority.as_str())
+        .map_err(|error| Error::client(ErrorKind::HttpRequestError, format!("'{authority}': {error}")))?;
+    Ok(authority)
+}
+
+/// `:path` as it may stand in an HTTP/1 request line (RFC 9113 §8.3.1).
+fn path(parts: &http::request::Parts) -> Result<PathAndQuery, Error> {
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(crate::link::root_path);
+    let text = path.as_str();
+    let visible = text.bytes().all(|b| (0x21..=0x7e).contains(&b));
+    if visible && (text.starts_with('/') || text == "*" && parts.method == Method::OPTIONS) {
+        return Ok(path);
     }
+    Err(Error::client(ErrorKind::HttpRequestError, "the :path is neither a path from the root nor the '*' of OPTIONS"))
 }
 
 /// Sixteen random bytes in base64 (RFC 6455 §4.1). They only guard against caches, so no secure randomness is needed.
@@ -176,7 +202,7 @@ fn websocket_key() -> HeaderValue {
 }
 
 /// A CONNECT on a stream: its bytes are a connection of their own.
-async fn connect(client: Rc<Client>, authority: http::uri::Authority, recv: h2::RecvStream, mut down: H2Downstream) {
+async fn connect(client: Rc<Client>, authority: Authority, recv: h2::RecvStream, mut down: H2Downstream) {
     let directory = client.worker.proxy.directory.load_full();
     let found = if client.tunnel.is_some() {
         Err(Error::client(ErrorKind::HttpRequestDenied, "a CONNECT inside a tunnel is not served"))
