@@ -131,6 +131,8 @@ impl Downstream for H1Downstream {
         if !std::mem::replace(&mut self.data_begun, true) {
             match &mut self.framing {
                 Framing::Bodiless if data.is_empty() => {}
+                // Our own error's text: the head has its length, as it would for GET. (h2 refuses DATA of a pod here.)
+                Framing::Bodiless if self.to_head => data.clear(),
                 Framing::Bodiless => {
                     self.keep_alive = false;
                     return Poll::Ready(Err(Gone));
