@@ -19,6 +19,7 @@ demo: setup ## Three nodes on this machine with live traffic and a table; DEMO_S
 
 test: setup ## Every test: the workspace's own, then real clients (curl, Python's gRPC) against the demo
 	cargo test --locked --workspace
+	python3 -m unittest discover --quiet --start-directory benches
 	POSTHOUSE_BIN=$(BIN) e2e/demo/run.sh
 
 bench: setup ## Requests a second and CPU a request beside nginx, HAProxy and Envoy (docs/benchmarks.md)
