@@ -217,11 +217,13 @@ impl Downstream for H1Downstream {
 pub(crate) struct H2Downstream {
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
+    /// Answers to HEAD have no body, also those that we make ourselves.
+    to_head: bool,
 }
 
 impl H2Downstream {
-    pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { respond, send: None }
+    pub(crate) fn new(respond: SendResponse<Bytes>, method: &Method) -> Self {
+        Self { respond, send: None, to_head: *method == Method::HEAD }
     }
 
     /// Begins an answer that stays a raw stream.
@@ -248,6 +250,7 @@ impl Interim for H2Downstream {
 
 impl Downstream for H2Downstream {
     fn head(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone> {
+        let end = end || self.to_head;
         let send = self.respond.send_response(response(status, headers), end).map_err(|_| Gone)?;
         self.send = Some(send);
         Ok(())
@@ -255,6 +258,10 @@ impl Downstream for H2Downstream {
 
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, end: bool) -> Poll<Result<(), Gone>> {
         match &mut self.send {
+            Some(_) if self.to_head => {
+                data.clear();
+                Poll::Ready(Ok(()))
+            }
             Some(send) => poll_send_data(send, cx, data, end),
             None => Poll::Ready(Err(Gone)),
         }
@@ -262,6 +269,9 @@ impl Downstream for H2Downstream {
 
     fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
         let send = self.send.as_mut().ok_or(Gone)?;
+        if self.to_head {
+            return Ok(());
+        }
         match trailers {
             Some(trailers) => send.send_trailers(trailers),
             None => send.send_data(Bytes::new(), true),

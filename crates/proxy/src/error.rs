@@ -193,6 +193,12 @@ impl Error {
         Self::client(ErrorKind::ConnectionTerminated, "the client went away before the answer was complete")
     }
 
+    /// Whether there is nobody left to be answered (and nothing that we failed).
+    #[must_use]
+    pub fn is_client_gone(&self) -> bool {
+        self.side == Side::Client && self.kind == ErrorKind::ConnectionTerminated
+    }
+
     /// The status for the client.
     #[must_use]
     pub fn status(&self) -> StatusCode {

@@ -131,7 +131,7 @@ async fn serve_stream(
     let _stream = OpenGauge::new(worker.link_streams.clone());
     let _in_flight = worker.inbound.begin();
     let started = Instant::now();
-    let down = H2Downstream::new(respond);
+    let down = H2Downstream::new(respond, request.method());
     let (parts, recv) = request.into_parts();
     let delivered = match Order::read(parts) {
         Ok(order) => {
@@ -140,7 +140,7 @@ async fn serve_stream(
             let (status, error) = order.carry_out(&worker, admitted.map(drop), recv, down).await;
             match (metrics, &error) {
                 (Some(metrics), error) => {
-                    metrics.finished(status, error.as_ref().map(|e| e.kind), started.elapsed());
+                    metrics.finished(status, error.as_ref(), started.elapsed());
                 }
                 (None, Some(error)) => failed_without_service(Direction::Inbound, error.kind),
                 (None, None) => {}

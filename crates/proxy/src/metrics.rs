@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 
 /// One metric's documentation.
 #[derive(Clone, Copy, Debug)]
@@ -181,13 +181,13 @@ impl ServiceMetrics {
     }
 
     /// Counts a finished request.
-    pub(crate) fn finished(&self, status: Option<http::StatusCode>, error: Option<ErrorKind>, took: Duration) {
+    pub(crate) fn finished(&self, status: Option<http::StatusCode>, error: Option<&Error>, took: Duration) {
         let class = status.map_or(0, |s| usize::from(s.as_u16() / 100).min(5));
         self.by_class[class].increment(1);
         self.duration.record(took.as_secs_f64());
-        if let Some(error) = error {
+        if let Some(error) = error.filter(|error| !error.is_client_gone()) {
             counter!(FAILURES, "direction" => self.direction.label(), "namespace" => self.namespace.to_string(),
-                "service" => self.service.to_string(), "error" => error.token())
+                "service" => self.service.to_string(), "error" => error.kind.token())
             .increment(1);
         }
     }

@@ -75,6 +75,10 @@ pub(crate) async fn handle<D: Downstream>(
             (Some(response.status), None, Handled::Switched(response, underway))
         }
         Err(Failure { error, answered: true, status }) => (status, Some(error), Handled::Done),
+        Err(Failure { error, .. }) if error.is_client_gone() => {
+            down.abort();
+            (None, Some(error), Handled::Done)
+        }
         Err(Failure { error, answered: false, .. }) => {
             answer_error(down, &error, grpc, HeaderMap::new(), ERROR_ANSWER).await;
             (Some(error.status()), Some(error), Handled::Done)
@@ -93,7 +97,7 @@ struct LogFields {
 /// Metrics and log line of one request, from its outcome.
 fn record(found: Option<&Found>, status: Option<StatusCode>, error: Option<&Error>, took: Duration, log: &LogFields) {
     match found {
-        Some(found) => found.metrics.finished(status, error.map(|e| e.kind), took),
+        Some(found) => found.metrics.finished(status, error, took),
         None => {
             if let Some(error) = error {
                 failed_without_service(Direction::Outbound, error.kind);
@@ -158,7 +162,9 @@ async fn serve<D: Downstream>(
     }
     let status = response.status;
     forward(response, down, body.as_ref(), timer).await.map(|()| Served::Answered(status)).map_err(|error| {
-        in_flight.stats.failed();
+        if error.side != Side::Client {
+            in_flight.stats.failed();
+        }
         Failure { error, answered: true, status: Some(status) }
     })
 }
@@ -295,6 +301,7 @@ async fn send<D: Downstream>(
                 in_flight.stats.answered(now - begun, now);
                 return Ok((response, in_flight));
             }
+            Err(error) if error.side == Side::Client => return Err(error),
             Err(error) => {
                 in_flight.stats.failed();
                 drop(in_flight);

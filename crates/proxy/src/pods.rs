@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{HeaderValue, Method, StatusCode};
-use posthouse_model::address::NODE_PORTS;
+use posthouse_model::address::{self, NODE_PORTS};
 use tokio::net::TcpStream;
 
 use crate::body::{Body, BodyOf, H1Body, ReplayBody};
@@ -369,14 +369,16 @@ fn is_own_address(address: SocketAddr) -> bool {
 
 /// An own address may be dialled for a host-network pod of this node, outside the node's own ports, and (demo and tests)
 /// for a pod that lives on a loopback address.
-fn may_dial_own(address: SocketAddr, proxy: &Proxy) -> bool {
-    let ip = address.ip();
+fn may_dial_own(target: SocketAddr, proxy: &Proxy) -> bool {
+    let ip = target.ip();
     let directory = proxy.directory.load();
-    let ours = |own: &SocketAddr| own.port() == address.port() && (own.ip() == ip || own.ip().is_unspecified());
+    let ours = |own: &SocketAddr| own.port() == target.port() && (own.ip() == ip || own.ip().is_unspecified());
     if proxy.config.own_addresses.iter().any(ours) {
         return false;
     }
+    // On one machine all nodes' pods are its own; whether a loopback address is one of theirs the Nodes' pod ranges tell.
     directory.pod_by_ip(ip).is_some()
-        || !NODE_PORTS.contains(&address.port())
+        || ip.is_loopback() && address::check(ip, target.port(), false, &directory).is_ok()
+        || !NODE_PORTS.contains(&target.port())
             && directory.pods().any(|pod| pod.host_network && pod.addresses.contains(&ip))
 }

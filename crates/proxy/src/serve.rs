@@ -228,7 +228,7 @@ async fn opaque(client: &Client, found: &Found, io: BufferedIo, counted: OpenGau
         Err(error) => {
             // The CONNECT was answered 200 already: all that is left is to break off.
             debug!(error = error.kind.token(), details = %error.details, "tunnel failed");
-            found.metrics.finished(None, Some(error.kind), started.elapsed());
+            found.metrics.finished(None, Some(&error), started.elapsed());
             if let Stream::Tcp(stream) = &io.stream {
                 let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
             }

@@ -163,7 +163,7 @@ impl Worker {
                 worker.pods.sweep();
                 worker.links.sweep(&worker.proxy);
                 turns += 1;
-                if turns % 60 == 0 {
+                if turns.is_multiple_of(60) {
                     worker.admitted.borrow_mut().1.clear();
                 }
             }

@@ -95,7 +95,7 @@ async fn serve_stream(
     respond: h2::server::SendResponse<Bytes>,
 ) {
     let mut timer = IdleTimer::new(client.worker.proxy.config.timeouts.stream_idle);
-    let mut down = H2Downstream::new(respond);
+    let mut down = H2Downstream::new(respond, request.method());
     let (mut parts, recv) = request.into_parts();
     let grpc = is_grpc(&parts.headers);
     let (authority, path) = match authority(&parts).and_then(|a| Ok((a, path(&parts)?))) {
