@@ -22,9 +22,9 @@ use crate::exchange::{Interim, Interims, Response, TunnelEnd, Upload, h2_error, 
 use crate::link::LinkCounters;
 
 /// PING every 10 s; dead when unanswered for 20 s. Source: ztunnel's HBONE client.
-pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_secs(10);
 /// See [`PING_EVERY`].
-pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Streams that we open on one connection, however many the peer would take. 4096: with 256 streams a client
 /// connection that is 16 busy clients; more open another connection.
@@ -298,7 +298,7 @@ impl Drop for StreamLease {
 }
 
 /// Ends when the other end has not answered a PING in time.
-async fn watch(mut ping_pong: h2::PingPong) {
+pub(crate) async fn watch(mut ping_pong: h2::PingPong) {
     loop {
         tokio::time::sleep(PING_EVERY).await;
         match tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await {

@@ -22,7 +22,7 @@ use crate::downstream::H2Downstream;
 use crate::error::{Error, ErrorKind};
 use crate::exchange::{Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward};
 use crate::h1;
-use crate::h2conn::{DATA_FRAME_BUDGET, LINK_WINDOWS, MAX_HEADER_LIST, PING_EVERY, PING_TIMEOUT};
+use crate::h2conn::{DATA_FRAME_BUDGET, LINK_WINDOWS, MAX_HEADER_LIST, watch};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::link::{PROTOCOL, TARGET, UPGRADED, pack_error};
@@ -76,17 +76,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let _open = OpenGauge::connection("link_in");
     let peer = Rc::new(peer);
     info!(peer = %peer.node, %remote, authenticated = peer.authenticated, "link taken");
-    let mut ping_pong = connection.ping_pong();
+    let ping_pong = connection.ping_pong();
     let mut alive = pin!(async move {
         // A peer that vanished without a word would hold its streams' memory otherwise.
-        let Some(ping_pong) = &mut ping_pong else {
-            return std::future::pending().await;
-        };
-        loop {
-            tokio::time::sleep(PING_EVERY).await;
-            if !matches!(tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await, Ok(Ok(_))) {
-                return;
-            }
+        match ping_pong {
+            Some(ping_pong) => watch(ping_pong).await,
+            None => std::future::pending().await,
         }
     });
     let mut drained = pin!(worker.drain.begun());

@@ -1,6 +1,9 @@
 //! The sender's side: what happens to one request of a pod of this node. Read [`handle`] from top to bottom; each phase
 //! is one function with one failure exit, and metrics and log line are made once, from the outcome.
 
+mod retry;
+mod way;
+
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,30 +13,22 @@ use std::time::{Duration, Instant};
 use http::uri::Authority as UriAuthority;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use posthouse_model::stats::now_nanos;
-use posthouse_model::{
-    AppProtocol, Authority, Destination, Directory, Endpoint, EndpointStats, Host, Peer, Unresolved, address,
-};
+use posthouse_model::{AppProtocol, Authority, Destination, Directory, Endpoint, Host, Unresolved};
 use tracing::debug;
 
-use crate::balance::{Balancer, LeastRequest, Tried};
+use crate::balance::{Balancer, LeastRequest};
 use crate::body::ReplayBody;
 use crate::client::{Client, Found};
-use crate::config::MissingPeer;
 use crate::error::{Error, ErrorKind, Retry, Side};
-use crate::exchange::{Downstream, Interim, Request, Response, SharedInterim, answer_error, await_response, forward};
+use crate::exchange::{Downstream, Request, Response, SharedInterim, answer_error, await_response, forward};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
-use crate::link::Stamp;
 use crate::metrics::{Direction, OpenGauge, failed_without_service};
+pub(crate) use retry::InFlight;
+use retry::Retries;
+pub(crate) use way::open_tunnel;
+use way::send_once;
 
-/// Tries of a request whose failures were all such that nothing had reached a pod.
-const MAX_SAFE_TRIES: usize = 3;
-/// Tries of an idempotent request after a failure in the middle: one more (design default; GEP-1731 has none).
-const MAX_IDEMPOTENT_RETRIES: usize = 1;
-/// Back-off before the second try of a request that a pod may have begun with: 25 ms, doubled up to 250 ms, with full
-/// jitter. Source: Envoy's and linkerd2-proxy's 25 to 250 ms. A try elsewhere after a refused connection does not wait.
-const BACKOFF_FIRST: Duration = Duration::from_millis(25);
-const BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// A request that carries our node's name this often in Via goes round. An application that passes requests on may
 /// bring one by a few times for good reasons (gateway and backend on one node), a loop does so without end.
 const MAX_PASSES: usize = 8;
@@ -313,93 +308,6 @@ async fn send<D: Downstream>(
     }
 }
 
-/// What was tried, and whether more may be.
-#[derive(Default)]
-struct Retries {
-    tried: Tried,
-    safe: usize,
-    idempotent: usize,
-    last: Option<Error>,
-}
-
-impl Retries {
-    /// After `error` at `endpoint`: how long to wait before the next try, or the error when there is none.
-    fn decide(
-        &mut self,
-        error: Error,
-        endpoint: &Endpoint,
-        idempotent: bool,
-        replayable: bool,
-        found: &Found,
-    ) -> Result<Backoff, Error> {
-        let now = now_nanos();
-        if matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout) {
-            endpoint.stats.refused(now);
-        }
-        let allowed = replayable
-            && match error.retry {
-                Retry::Safe => self.safe + 1 < MAX_SAFE_TRIES,
-                Retry::IfIdempotent => idempotent && self.idempotent < MAX_IDEMPOTENT_RETRIES,
-                Retry::Never => false,
-            };
-        if !allowed {
-            return Err(error);
-        }
-        if !found.budget.withdraw(now) {
-            found.metrics.retry("no_budget");
-            return Err(error);
-        }
-        found.metrics.retry("sent");
-        let backoff = if error.retry == Retry::Safe {
-            self.safe += 1;
-            Backoff(Duration::ZERO)
-        } else {
-            self.idempotent += 1;
-            let ceiling = BACKOFF_FIRST.saturating_mul(1 << (self.idempotent - 1).min(8)).min(BACKOFF_MAX);
-            Backoff(ceiling.mul_f64(fastrand::f64()))
-        };
-        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
-        let alone =
-            found.destination.endpoint.is_some() || found.destination.service_port().endpoints.usable().len() == 1;
-        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
-        if alone && !refused && error.retry == Retry::Safe {
-            self.last = Some(error);
-            return Ok(Backoff(BACKOFF_FIRST.mul_f64(0.5 + fastrand::f64() / 2.0)));
-        }
-        self.tried.add(endpoint, error.side == Side::Link);
-        self.last = Some(error);
-        Ok(backoff)
-    }
-}
-
-struct Backoff(Duration);
-
-impl Backoff {
-    async fn wait(self) {
-        if !self.0.is_zero() {
-            tokio::time::sleep(self.0).await;
-        }
-    }
-}
-
-/// Counts a request at its endpoint.
-pub(crate) struct InFlight {
-    stats: Arc<EndpointStats>,
-}
-
-impl InFlight {
-    fn begin(stats: &Arc<EndpointStats>) -> Self {
-        stats.begin();
-        Self { stats: Arc::clone(stats) }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.stats.end();
-    }
-}
-
 /// The endpoint for the next try.
 fn pick(found: &Found, retries: &Retries, now: u64) -> Result<Arc<Endpoint>, Error> {
     let destination = &found.destination;
@@ -435,143 +343,6 @@ fn unavailable(destination: &Destination) -> Error {
         Retry::Safe,
         format!("Service {}/{} port {} {state}; last change {age} s ago", service.namespace, service.name, port.port),
     )
-}
-
-/// The way to an endpoint.
-pub(crate) enum Way {
-    /// It runs on this node.
-    Local,
-    /// By the link to its node's proxy.
-    Link(Arc<Peer>),
-    /// Without a proxy at its end.
-    Direct,
-}
-
-/// Decides the way to `endpoint`, or why there is none.
-pub(crate) async fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
-    let config = &client.worker.proxy.config;
-    if let Some(refusal) = endpoint.refusal {
-        return Err(Error::upstream(
-            ErrorKind::DestinationIpProhibited,
-            Retry::Safe,
-            format!("endpoint {} is refused: it is {refusal}", endpoint.address),
-        ));
-    }
-    if let Some(node) = &endpoint.node {
-        if **node == *config.node_name {
-            client.worker.admit(endpoint.address, Instant::now()).await?;
-            return Ok(Way::Local);
-        }
-        if let Some(peer) = directory.peer(node).filter(|peer| peer.ready) {
-            return Ok(Way::Link(Arc::clone(peer)));
-        }
-    }
-    direct(client, directory, endpoint)
-}
-
-/// Whether an endpoint may be dialled from here although it is not on this node.
-fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
-    let node = endpoint.node.as_deref().unwrap_or("(unknown)");
-    if client.worker.proxy.config.missing_peer == MissingPeer::Fail {
-        return Err(Error::upstream(
-            ErrorKind::DestinationUnavailable,
-            Retry::Safe,
-            format!("node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'", endpoint.address),
-        ));
-    }
-    match address::check(endpoint.address.ip(), endpoint.address.port(), false, directory) {
-        Ok(()) => Ok(Way::Direct),
-        Err(refusal) => Err(Error::upstream(
-            ErrorKind::DestinationIpProhibited,
-            Retry::Safe,
-            format!("endpoint {} is refused: it is {refusal}", endpoint.address),
-        )),
-    }
-}
-
-async fn send_once(
-    client: &Client,
-    directory: &Arc<Directory>,
-    endpoint: &Arc<Endpoint>,
-    delivery: Delivery,
-    request: &Request,
-    body: Option<&ReplayBody>,
-    interim: &mut dyn Interim,
-) -> Result<Response, Error> {
-    let worker = &client.worker;
-    let target = endpoint.address;
-    let way = match way(client, directory, endpoint).await? {
-        Way::Link(peer) => {
-            let stamp = Stamp { target, source: &client.source, delivery };
-            match worker.links.call(&worker.proxy, &peer, &stamp, request, body, interim).await {
-                // The peer is listed as ready but cannot be linked to (it restarts): its pods can still be reached
-                // the way they are without a peer, if that is allowed.
-                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
-                result => return result,
-            }
-        }
-        way => way,
-    };
-    match way {
-        Way::Local | Way::Direct => inbound::deliver(&worker.pods, target, delivery, request, body, interim).await,
-        Way::Link(_) => Err(Error::internal(ErrorKind::ProxyInternalError, "no way was left")),
-    }
-}
-
-/// Opens an opaque tunnel to one endpoint of `found`, trying others while connections are refused.
-pub(crate) async fn open_tunnel(
-    client: &Client,
-    directory: &Arc<Directory>,
-    found: &Found,
-) -> Result<(crate::exchange::TunnelEnd, InFlight), Error> {
-    let mut retry = Retries::default();
-    let mut begun = now_nanos();
-    found.budget.request(begun);
-    loop {
-        let endpoint = match pick(found, &retry, begun) {
-            Ok(endpoint) => endpoint,
-            Err(error) => return Err(retry.last.unwrap_or(error)),
-        };
-        let in_flight = InFlight::begin(&endpoint.stats);
-        match tunnel_once(client, directory, &endpoint).await {
-            Ok(end) => {
-                let now = now_nanos();
-                in_flight.stats.answered(now - begun, now);
-                return Ok((end, in_flight));
-            }
-            Err(error) => {
-                in_flight.stats.failed();
-                drop(in_flight);
-                retry.decide(error, &endpoint, true, true, found)?.wait().await;
-                begun = now_nanos();
-            }
-        }
-    }
-}
-
-async fn tunnel_once(
-    client: &Client,
-    directory: &Arc<Directory>,
-    endpoint: &Arc<Endpoint>,
-) -> Result<crate::exchange::TunnelEnd, Error> {
-    let worker = &client.worker;
-    let way = match way(client, directory, endpoint).await? {
-        Way::Link(peer) => {
-            let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
-            match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {
-                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
-                result => {
-                    return result?.tunnel.ok_or_else(|| {
-                        Error::upstream(ErrorKind::HttpProtocolError, Retry::Never, "the peer opened no tunnel")
-                    });
-                }
-            }
-        }
-        way => way,
-    };
-    drop(way);
-    let (io, open) = inbound::dial_tunnel(&worker.pods, endpoint.address).await?;
-    Ok(crate::exchange::TunnelEnd::Io { io, open })
 }
 
 /// The field that identifies the client on the link.

@@ -1,0 +1,108 @@
+//! Whether a failed request may be sent again, where and when. Nothing is sent twice that a pod may have begun with unless
+//! its method allows it, and no more than the Service's budget: retries must not turn an outage into a flood.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthouse_model::stats::now_nanos;
+use posthouse_model::{Endpoint, EndpointStats};
+
+use crate::balance::Tried;
+use crate::client::Found;
+use crate::error::{Error, ErrorKind, Retry, Side};
+
+/// Tries of a request whose failures were all such that nothing had reached a pod.
+const MAX_SAFE_TRIES: usize = 3;
+/// Tries of an idempotent request after a failure in the middle: one more (design default; GEP-1731 has none).
+const MAX_IDEMPOTENT_RETRIES: usize = 1;
+/// Back-off before the second try of a request that a pod may have begun with: 25 ms, doubled up to 250 ms, with full
+/// jitter. Source: Envoy's and linkerd2-proxy's 25 to 250 ms. A try elsewhere after a refused connection does not wait.
+const BACKOFF_FIRST: Duration = Duration::from_millis(25);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// What was tried, and whether more may be.
+#[derive(Default)]
+pub(super) struct Retries {
+    pub(super) tried: Tried,
+    safe: usize,
+    idempotent: usize,
+    /// The failure of the try before.
+    pub(super) last: Option<Error>,
+}
+
+impl Retries {
+    /// After `error` at `endpoint`: how long to wait before the next try, or the error when there is none.
+    pub(super) fn decide(
+        &mut self,
+        error: Error,
+        endpoint: &Endpoint,
+        idempotent: bool,
+        replayable: bool,
+        found: &Found,
+    ) -> Result<Backoff, Error> {
+        let now = now_nanos();
+        if matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout) {
+            endpoint.stats.refused(now);
+        }
+        let allowed = replayable
+            && match error.retry {
+                Retry::Safe => self.safe + 1 < MAX_SAFE_TRIES,
+                Retry::IfIdempotent => idempotent && self.idempotent < MAX_IDEMPOTENT_RETRIES,
+                Retry::Never => false,
+            };
+        if !allowed {
+            return Err(error);
+        }
+        if !found.budget.withdraw(now) {
+            found.metrics.retry("no_budget");
+            return Err(error);
+        }
+        found.metrics.retry("sent");
+        let backoff = if error.retry == Retry::Safe {
+            self.safe += 1;
+            Backoff(Duration::ZERO)
+        } else {
+            self.idempotent += 1;
+            let ceiling = BACKOFF_FIRST.saturating_mul(1 << (self.idempotent - 1).min(8)).min(BACKOFF_MAX);
+            Backoff(ceiling.mul_f64(fastrand::f64()))
+        };
+        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
+        let alone =
+            found.destination.endpoint.is_some() || found.destination.service_port().endpoints.usable().len() == 1;
+        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
+        if alone && !refused && error.retry == Retry::Safe {
+            self.last = Some(error);
+            return Ok(Backoff(BACKOFF_FIRST.mul_f64(0.5 + fastrand::f64() / 2.0)));
+        }
+        self.tried.add(endpoint, error.side == Side::Link);
+        self.last = Some(error);
+        Ok(backoff)
+    }
+}
+
+pub(super) struct Backoff(Duration);
+
+impl Backoff {
+    pub(super) async fn wait(self) {
+        if !self.0.is_zero() {
+            tokio::time::sleep(self.0).await;
+        }
+    }
+}
+
+/// Counts a request at its endpoint.
+pub(crate) struct InFlight {
+    pub(super) stats: Arc<EndpointStats>,
+}
+
+impl InFlight {
+    pub(super) fn begin(stats: &Arc<EndpointStats>) -> Self {
+        stats.begin();
+        Self { stats: Arc::clone(stats) }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.stats.end();
+    }
+}

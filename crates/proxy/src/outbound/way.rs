@@ -1,0 +1,156 @@
+//! The way to one endpoint: on this node straight to the inbound checks, by the link to its node's proxy or, where that is
+//! allowed, directly. Every address is judged here before anything is dialled.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use posthouse_model::stats::now_nanos;
+use posthouse_model::{Directory, Endpoint, Peer, address};
+
+use super::pick;
+use super::retry::{InFlight, Retries};
+use crate::body::ReplayBody;
+use crate::client::{Client, Found};
+use crate::config::MissingPeer;
+use crate::error::{Error, ErrorKind, Retry, Side};
+use crate::exchange::{Interim, Request, Response, TunnelEnd};
+use crate::inbound::{self, Delivery};
+use crate::link::Stamp;
+
+/// The way to an endpoint.
+enum Way {
+    /// It runs on this node.
+    Local,
+    /// By the link to its node's proxy.
+    Link(Arc<Peer>),
+    /// Without a proxy at its end.
+    Direct,
+}
+
+/// Decides the way to `endpoint`, or why there is none.
+async fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
+    let config = &client.worker.proxy.config;
+    if let Some(refusal) = endpoint.refusal {
+        return Err(Error::upstream(
+            ErrorKind::DestinationIpProhibited,
+            Retry::Safe,
+            format!("endpoint {} is refused: it is {refusal}", endpoint.address),
+        ));
+    }
+    if let Some(node) = &endpoint.node {
+        if **node == *config.node_name {
+            client.worker.admit(endpoint.address, Instant::now()).await?;
+            return Ok(Way::Local);
+        }
+        if let Some(peer) = directory.peer(node).filter(|peer| peer.ready) {
+            return Ok(Way::Link(Arc::clone(peer)));
+        }
+    }
+    direct(client, directory, endpoint)
+}
+
+/// Whether an endpoint may be dialled from here although it is not on this node.
+fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
+    let node = endpoint.node.as_deref().unwrap_or("(unknown)");
+    if client.worker.proxy.config.missing_peer == MissingPeer::Fail {
+        return Err(Error::upstream(
+            ErrorKind::DestinationUnavailable,
+            Retry::Safe,
+            format!("node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'", endpoint.address),
+        ));
+    }
+    match address::check(endpoint.address.ip(), endpoint.address.port(), false, directory) {
+        Ok(()) => Ok(Way::Direct),
+        Err(refusal) => Err(Error::upstream(
+            ErrorKind::DestinationIpProhibited,
+            Retry::Safe,
+            format!("endpoint {} is refused: it is {refusal}", endpoint.address),
+        )),
+    }
+}
+
+/// Sends the request to `endpoint` once.
+pub(super) async fn send_once(
+    client: &Client,
+    directory: &Arc<Directory>,
+    endpoint: &Arc<Endpoint>,
+    delivery: Delivery,
+    request: &Request,
+    body: Option<&ReplayBody>,
+    interim: &mut dyn Interim,
+) -> Result<Response, Error> {
+    let worker = &client.worker;
+    let target = endpoint.address;
+    let way = match way(client, directory, endpoint).await? {
+        Way::Link(peer) => {
+            let stamp = Stamp { target, source: &client.source, delivery };
+            match worker.links.call(&worker.proxy, &peer, &stamp, request, body, interim).await {
+                // The peer is listed as ready but cannot be linked to (it restarts): its pods can still be reached
+                // the way they are without a peer, if that is allowed.
+                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
+                result => return result,
+            }
+        }
+        way => way,
+    };
+    match way {
+        Way::Local | Way::Direct => inbound::deliver(&worker.pods, target, delivery, request, body, interim).await,
+        Way::Link(_) => Err(Error::internal(ErrorKind::ProxyInternalError, "no way was left")),
+    }
+}
+
+/// Opens an opaque tunnel to one endpoint of `found`, trying others while connections are refused.
+pub(crate) async fn open_tunnel(
+    client: &Client,
+    directory: &Arc<Directory>,
+    found: &Found,
+) -> Result<(TunnelEnd, InFlight), Error> {
+    let mut retry = Retries::default();
+    let mut begun = now_nanos();
+    found.budget.request(begun);
+    loop {
+        let endpoint = match pick(found, &retry, begun) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Err(retry.last.unwrap_or(error)),
+        };
+        let in_flight = InFlight::begin(&endpoint.stats);
+        match tunnel_once(client, directory, &endpoint).await {
+            Ok(end) => {
+                let now = now_nanos();
+                in_flight.stats.answered(now - begun, now);
+                return Ok((end, in_flight));
+            }
+            Err(error) => {
+                in_flight.stats.failed();
+                drop(in_flight);
+                retry.decide(error, &endpoint, true, true, found)?.wait().await;
+                begun = now_nanos();
+            }
+        }
+    }
+}
+
+async fn tunnel_once(
+    client: &Client,
+    directory: &Arc<Directory>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<TunnelEnd, Error> {
+    let worker = &client.worker;
+    let way = match way(client, directory, endpoint).await? {
+        Way::Link(peer) => {
+            let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
+            match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {
+                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
+                result => {
+                    return result?.tunnel.ok_or_else(|| {
+                        Error::upstream(ErrorKind::HttpProtocolError, Retry::Never, "the peer opened no tunnel")
+                    });
+                }
+            }
+        }
+        way => way,
+    };
+    drop(way);
+    let (io, open) = inbound::dial_tunnel(&worker.pods, endpoint.address).await?;
+    Ok(TunnelEnd::Io { io, open })
+}
