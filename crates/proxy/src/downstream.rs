@@ -296,6 +296,8 @@ impl Downstream for H2Downstream {
 
     fn abort(&mut self) {
         match &mut self.send {
+            // Whole since its head; a reset could still overtake that.
+            Some(_) if self.to_head => {}
             Some(send) => send.send_reset(h2::Reason::INTERNAL_ERROR),
             None => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
         }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{HeaderValue, Method, StatusCode};
-use posthouse_model::address::{self, NODE_PORTS};
+use posthouse_model::Endpoint;
+use posthouse_model::address::NODE_PORTS;
 use tokio::net::TcpStream;
 
 use crate::body::{Body, BodyOf, H1Body, ReplayBody};
@@ -376,9 +377,13 @@ fn may_dial_own(target: SocketAddr, proxy: &Proxy) -> bool {
     if proxy.config.own_addresses.iter().any(ours) {
         return false;
     }
-    // On one machine all nodes' pods are its own; whether a loopback address is one of theirs the Nodes' pod ranges tell.
+    // With all nodes on one machine the other nodes' pods are local, too: a slice and its node's pod range tell them.
+    let of_a_node = |endpoint: &Endpoint| {
+        let node = endpoint.node.as_deref().and_then(|name| directory.node(name));
+        node.is_some_and(|node| node.pod_cidrs.iter().any(|range| range.contains(&ip)))
+    };
     directory.pod_by_ip(ip).is_some()
-        || ip.is_loopback() && address::check(ip, target.port(), false, &directory).is_ok()
+        || ip.is_loopback() && directory.endpoints_at(target).iter().any(|(_, endpoint)| of_a_node(endpoint))
         || !NODE_PORTS.contains(&target.port())
             && directory.pods().any(|pod| pod.host_network && pod.addresses.contains(&ip))
 }
