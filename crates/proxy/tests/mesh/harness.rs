@@ -10,9 +10,9 @@ mod wire;
 use std::future::Future;
 use std::time::Duration;
 
-pub(crate) use frames::{FrameKind, Frames};
+pub(crate) use frames::{FrameKind, Frames, Outcome};
 pub(crate) use h2client::{H2, Reply, read_body, send_all};
-pub(crate) use mesh::{A, B, End, Mesh, Svc, refusing};
+pub(crate) use mesh::{A, B, End, Mesh, Svc, pod_ip, refusing};
 pub(crate) use pod::{Answering, Pod, answer, full};
 pub(crate) use wire::{Answer, Head, Wire};
 

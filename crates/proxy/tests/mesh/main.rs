@@ -10,6 +10,7 @@ mod early;
 mod forward;
 mod framing;
 mod harness;
+mod hostile;
 mod interim;
 mod malformed;
 mod retry;

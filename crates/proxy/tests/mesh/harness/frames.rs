@@ -74,16 +74,21 @@ impl Frames {
         loop {
             let frame = self.read().await?;
             match frame.kind {
-                PING if frame.flags & ACK == 0 => self.wire.send(self::frame(PING, ACK, 0, &frame.payload)).await,
+                PING if frame.flags & ACK == 0 => self.acknowledge(PING, &frame.payload).await,
                 PING => {}
                 _ if frame.is(FrameKind::Settings) && frame.flags & ACK == 0 => {
-                    self.send(FrameKind::Settings, ACK, 0, &[]).await;
+                    self.acknowledge(FrameKind::Settings as u8, &[]).await;
                     return Some(frame);
                 }
                 _ if frame.is(FrameKind::Settings) => {}
                 _ => return Some(frame),
             }
         }
+    }
+
+    async fn acknowledge(&mut self, kind: u8, payload: &[u8]) {
+        // The other side may have closed after its last frames, which are still to be read.
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut self.wire.stream, &frame(kind, ACK, 0, payload)).await;
     }
 
     async fn read(&mut self) -> Option<Frame> {
@@ -203,4 +208,66 @@ fn huffman_digits(bytes: &[u8]) -> u16 {
         status = status * 10 + digit;
     }
     u16::try_from(status).unwrap_or_default()
+}
+
+/// The other side of a connection, and frames that must arrive together.
+impl Frames {
+    /// The client's side over a connection that is there already; `settings` by their numbers (RFC 9113 §6.5.2).
+    pub(crate) async fn over(wire: Wire, settings: &[(u16, u32)]) -> Self {
+        let mut this = Self { wire };
+        this.wire.send(PREFACE).await;
+        this.settings(settings).await;
+        this
+    }
+
+    /// The server's side: reads the preface and sends `settings`; `None` when the connection ends before.
+    pub(crate) async fn accept(mut wire: Wire, settings: &[(u16, u32)]) -> Option<Self> {
+        let preface = wire.try_exactly(PREFACE.len()).await?;
+        assert_eq!(preface, PREFACE);
+        let mut this = Self { wire };
+        this.settings(settings).await;
+        Some(this)
+    }
+
+    pub(crate) async fn settings(&mut self, settings: &[(u16, u32)]) {
+        let payload: Vec<u8> =
+            settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
+        self.send(FrameKind::Settings, 0, 0, &payload).await;
+    }
+
+    /// The next stream that the other side opens, `None` at the end of the connection.
+    pub(crate) async fn stream(&mut self) -> Option<u32> {
+        loop {
+            let frame = self.next().await?;
+            if frame.is(FrameKind::Headers) {
+                return Some(frame.stream);
+            }
+        }
+    }
+
+    pub(crate) fn headers_bytes(stream: u32, fields: &[(&[u8], &[u8])], end: bool) -> Vec<u8> {
+        let flags = END_HEADERS | if end { END_STREAM } else { 0 };
+        frame(FrameKind::Headers as u8, flags, stream, &block(fields))
+    }
+
+    pub(crate) fn data_bytes(stream: u32, data: &[u8], end: bool) -> Vec<u8> {
+        frame(FrameKind::Data as u8, if end { END_STREAM } else { 0 }, stream, data)
+    }
+
+    /// RST_STREAM with this code (RFC 9113 §7).
+    pub(crate) fn reset_bytes(stream: u32, code: u32) -> Vec<u8> {
+        frame(FrameKind::Reset as u8, 0, stream, &code.to_be_bytes())
+    }
+}
+
+impl Frame {
+    /// Whether it ends its stream in good order.
+    pub(crate) fn is_last(&self) -> bool {
+        (self.is(FrameKind::Headers) || self.is(FrameKind::Data)) && self.flags & END_STREAM != 0
+    }
+
+    /// The status of an answer's HEADERS, 0 when it is not told by the static table.
+    pub(crate) fn status(&self) -> u16 {
+        status(&self.payload)
+    }
 }

@@ -277,3 +277,29 @@ pub(crate) fn refusing(node: &'static str, last: u8) -> (End, TcpSocket) {
     socket.bind(SocketAddr::new(pod_ip(node, last), 0)).unwrap();
     (End::at(node, socket.local_addr().unwrap()), socket)
 }
+
+impl Node {
+    /// Another proxy of the same node on the same ports, as a rolling update with a surge has for a while.
+    pub(crate) fn successor(&self) -> Self {
+        let ip = node_ip(self.name);
+        let config = Config {
+            node_name: Arc::from(self.name),
+            node_ips: vec![ip],
+            cluster_domain: Arc::from("cluster.local"),
+            missing_peer: MissingPeer::Fail,
+            own_addresses: Vec::new(),
+            timeouts: Timeouts { connect: Duration::from_secs(10), ..Timeouts::default() },
+        };
+        let transport = Plain::new(ip, config.timeouts.connect);
+        let proxy = Proxy::new(config, self.directory.clone(), Arc::new(transport));
+        let workers = Workers::start(&proxy, 1, &[self.outbound], self.link).unwrap();
+        Self {
+            name: self.name,
+            directory: self.directory.clone(),
+            proxy,
+            outbound: self.outbound,
+            link: self.link,
+            workers,
+        }
+    }
+}
