@@ -168,13 +168,10 @@ pub(crate) fn h2_error(error: &h2::Error, whom: &dyn std::fmt::Display) -> Error
             format!("{whom} refused the stream (REFUSED_STREAM)"),
         );
     }
-    if error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) {
-        // Streams above the GOAWAY's last id were not looked at; h2 does not tell which, so only idempotent ones go on.
-        return Error::upstream(
-            ErrorKind::ConnectionTerminated,
-            Retry::IfIdempotent,
-            format!("{whom} is shutting down"),
-        );
+    if error.is_go_away() && error.is_remote() {
+        // h2 ends a stream with the other side's GOAWAY only when its id is above the last one there, so nothing was done for
+        // it (RFC 9113 §6.8); those below go on, or end with the connection as an i/o error.
+        return Error::upstream(ErrorKind::ConnectionTerminated, Retry::Safe, format!("{whom} is shutting down"));
     }
     if error.is_reset() && error.is_remote() {
         let reason = error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR);

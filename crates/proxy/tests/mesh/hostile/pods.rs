@@ -7,7 +7,7 @@ use posthouse_model::AppProtocol;
 use tokio::sync::Notify;
 
 use super::h2_pod;
-use crate::harness::{A, B, Frames, H2, Mesh, Pod, Svc, Wire};
+use crate::harness::{A, B, FrameKind, Frames, H2, Mesh, Pod, Svc, Wire};
 
 /// REFUSED_STREAM says that nothing was done (RFC 9113 §8.7), so even the only endpoint of a Service is asked again.
 #[tokio::test]
@@ -34,6 +34,34 @@ async fn a_stream_that_the_only_endpoint_refused_is_tried_there_again() {
                 let answer = client.ask(request).await;
                 assert_eq!(answer.status, 204, "{node} {method} {host}: {answer:?}");
             }
+        }
+    }
+}
+
+/// A request that crosses a GOAWAY on its way was not looked at (RFC 9113 §6.8): it failed although another connection was to
+/// be had, and each rolling update hit some.
+#[tokio::test]
+async fn a_request_that_a_goaway_leaves_out_is_sent_again_on_a_fresh_connection() {
+    for node in [A, B] {
+        let pod = h2_pod(node, 10, |mut frames, n| async move {
+            while let Some(stream) = frames.stream().await {
+                if n % 2 == 0 {
+                    // Its last stream is 0: none was looked at.
+                    frames.send(FrameKind::GoAway, 0, 0, &[0; 8]).await;
+                    frames.wire.rest().await;
+                    return;
+                }
+                frames.headers(stream, &[(b":status", b"204")], true).await;
+            }
+        })
+        .await;
+        for (n, method) in ["GET", "POST"].into_iter().enumerate() {
+            let mesh = Mesh::start();
+            mesh.put(&Svc::new("web").app(AppProtocol::H2c).end(&pod));
+            let request = format!("{method} / HTTP/1.1\r\nHost: web.demo\r\nContent-Length: 5\r\n\r\nhello");
+            let answer = Wire::connect(mesh.a.outbound).await.ask(request).await;
+            assert_eq!(answer.status, 204, "{node} {method}: {answer:?}");
+            assert_eq!(pod.accepted(), 2 * (n + 1));
         }
     }
 }
