@@ -12,9 +12,9 @@ use std::time::Duration;
 
 pub(crate) use frames::{FrameKind, Frames, Outcome};
 pub(crate) use h2client::{H2, Reply, read_body, send_all};
-pub(crate) use mesh::{A, B, End, Mesh, Svc, pod_ip, refusing};
+pub(crate) use mesh::{A, B, End, Mesh, Node, Svc, pod_ip, refusing};
 pub(crate) use pod::{Answering, Pod, answer, full};
-pub(crate) use wire::{Answer, Head, Wire};
+pub(crate) use wire::{Answer, Wire};
 
 /// The longest that anything is waited for; long, because the machine may be busy with other tests.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);

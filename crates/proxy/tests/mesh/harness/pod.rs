@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, Request, Response, Uri, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -27,9 +27,6 @@ pub(crate) type Answering = BoxBody<Bytes, hyper::Error>;
 /// What an HTTP pod saw of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// Which of the pod's connections, from 0.
-    pub(crate) connection: usize,
-    pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
@@ -63,13 +60,11 @@ impl Pod {
     {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let log = Arc::clone(&seen);
-        Self::start(node, last, seen, move |stream, connection| {
+        Self::start(node, last, seen, move |stream, _| {
             let (log, handle) = (Arc::clone(&log), handle.clone());
             stream.set_nodelay(true).unwrap();
             let service = service_fn(move |request: Request<Incoming>| {
                 log.lock().unwrap().push(Seen {
-                    connection,
-                    method: request.method().clone(),
                     uri: request.uri().clone(),
                     version: request.version(),
                     headers: request.headers().clone(),
@@ -149,12 +144,6 @@ impl Pod {
     /// The requests so far; of an HTTP pod only.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
-    }
-
-    /// Closes its listener: further connections are refused.
-    pub(crate) async fn stop(mut self) {
-        self.task.abort();
-        let _ = (&mut self.task).await;
     }
 }
 

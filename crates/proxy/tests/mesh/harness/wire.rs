@@ -184,12 +184,9 @@ impl Wire {
     }
 
     /// Asserts that the connection ends and nothing comes before.
-    #[track_caller]
-    pub(crate) fn ended(&mut self) -> impl Future<Output = ()> + '_ {
-        async {
-            let rest = self.rest().await;
-            assert!(rest.is_empty(), "came before the end: {:?}", String::from_utf8_lossy(&rest));
-        }
+    pub(crate) async fn ended(&mut self) {
+        let rest = self.rest().await;
+        assert!(rest.is_empty(), "came before the end: {:?}", String::from_utf8_lossy(&rest));
     }
 
     /// The body that follows `head`, and its trailers.

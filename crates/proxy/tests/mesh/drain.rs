@@ -1,0 +1,173 @@
+//! The end of a proxy: what is under way finishes, what is idle closes, nothing new is taken.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use posthouse_model::AppProtocol;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::harness::{A, B, H2, LIMIT, Mesh, Pod, Svc, Wire, within};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: web.demo\r\n\r\n";
+
+/// A pod that answers when told to.
+async fn waiting(node: &'static str, go: &Arc<Notify>) -> Pod {
+    let go = Arc::clone(go);
+    Pod::http(node, 10, move |_| {
+        let go = Arc::clone(&go);
+        async move {
+            go.notified().await;
+            crate::harness::answer("late")
+        }
+    })
+    .await
+}
+
+/// Begins to drain `node` and waits until its listener is closed.
+async fn draining(node: crate::harness::Node, deadline: Duration) -> JoinHandle<bool> {
+    let outbound = node.outbound;
+    let drain = tokio::spawn(node.drain(deadline));
+    is_closed(outbound).await;
+    drain
+}
+
+async fn is_closed(address: SocketAddr) {
+    within("the listener to close", async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_proxy_without_work_ends_at_once_and_closes_what_is_idle() {
+    let pod = Pod::named(B, 10, "pod").await;
+    let mesh = Mesh::start();
+    mesh.web(&[&pod]);
+    let (outbound, link) = (mesh.a.outbound, mesh.a.link);
+    let mut idle = Wire::connect(outbound).await;
+    assert_eq!(idle.get("web.demo", "/").await.text(), "pod");
+    let mut silent = Wire::connect(outbound).await;
+    let h2 = H2::connect(outbound).await;
+    assert_eq!(h2.get("http://web.demo/").await.unwrap().text(), "pod");
+    assert!(within("the drain", mesh.a.drain(LIMIT * 10)).await);
+    idle.ended().await;
+    silent.ended().await;
+    assert!(h2.get("http://web.demo/").await.is_err());
+    is_closed(outbound).await;
+    is_closed(link).await;
+}
+
+#[tokio::test]
+async fn a_request_in_flight_finishes_and_its_connection_closes() {
+    for node in [A, B] {
+        let go = Arc::new(Notify::new());
+        let pod = waiting(node, &go).await;
+        let mesh = Mesh::start();
+        mesh.put(&Svc::new("web").app(AppProtocol::Http1).end(&pod));
+        let mut client = Wire::connect(mesh.a.outbound).await;
+        client.send(GET).await;
+        let h2 = H2::connect(mesh.a.outbound).await;
+        let (response, _) = h2.open(Request::get("http://web.demo/").body(()).unwrap(), true).await.unwrap();
+        pod.has_accepted(2).await;
+        let drain = draining(mesh.a, LIMIT * 10).await;
+        assert!(!drain.is_finished());
+        go.notify_one();
+        go.notify_one();
+        // Two permits are not kept by a Notify, so the second pod task is woken by its own.
+        let answer = within("the answer", async {
+            loop {
+                go.notify_one();
+                tokio::select! {
+                    answer = client.answer() => break answer,
+                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                }
+            }
+        })
+        .await;
+        assert_eq!((answer.text().as_str(), answer.head.field("connection")), ("late", "close"));
+        client.ended().await;
+        go.notify_waiters();
+        go.notify_one();
+        assert_eq!(H2::reply(response).await.unwrap().text(), "late");
+        assert!(h2.get("http://web.demo/").await.is_err(), "GOAWAY: no more streams");
+        assert!(within("the drain", drain).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_receiving_proxy_finishes_what_it_delivers_and_its_peer_needs_no_new_request_for_it() {
+    let go = Arc::new(Notify::new());
+    let pod = waiting(B, &go).await;
+    let mesh = Mesh::start();
+    mesh.web(&[&pod]);
+    let mut client = Wire::connect(mesh.a.outbound).await;
+    client.send(GET).await;
+    pod.has_accepted(1).await;
+    let drain = draining(mesh.b, LIMIT * 10).await;
+    go.notify_one();
+    let answer = client.answer().await;
+    assert_eq!(answer.text(), "late");
+    assert!(answer.head.all("connection").is_empty(), "the client's own proxy stays");
+    assert!(within("the drain", drain).await.unwrap());
+    client.get("web.demo", "/").await.is_error(502, "connection_refused");
+    assert_eq!(pod.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_never_ends_is_cut_off_at_the_deadline() {
+    for node in [A, B] {
+        let pod = waiting(node, &Arc::new(Notify::new())).await;
+        let mesh = Mesh::start();
+        mesh.web(&[&pod]);
+        let mut client = Wire::connect(mesh.a.outbound).await;
+        client.send(GET).await;
+        pod.has_accepted(1).await;
+        assert!(!within("the deadline", mesh.a.drain(Duration::from_millis(100))).await);
+        client.ended().await;
+        pod.has_ended(usize::from(node == A)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_lasts_until_the_deadline() {
+    for node in [A, B] {
+        let pod = Pod::raw(node, 10, |mut wire, _| async move {
+            wire.send("hello").await;
+            wire.rest().await;
+        })
+        .await;
+        let mesh = Mesh::start();
+        mesh.put(&Svc::new("web").app(AppProtocol::Tcp).end(&pod));
+        let mut client = Wire::connect(mesh.a.outbound).await;
+        client.send("CONNECT web.demo:80 HTTP/1.1\r\nHost: web.demo:80\r\n\r\n").await;
+        client.head().await;
+        assert_eq!(client.exactly(5).await, b"hello");
+        assert!(!within("the deadline", mesh.a.drain(Duration::from_millis(100))).await);
+        client.ended().await;
+        pod.has_ended(1).await;
+    }
+}
+
+/// A client that was accepted just before the listener closed and speaks only then is served, once.
+#[tokio::test]
+async fn a_request_that_has_begun_to_arrive_is_served() {
+    let pod = Pod::named(B, 10, "pod").await;
+    let mesh = Mesh::start();
+    mesh.web(&[&pod]);
+    let mut client = Wire::connect(mesh.a.outbound).await;
+    assert_eq!(client.get("web.demo", "/").await.text(), "pod");
+    client.send("GET / HTTP/1.1\r\nHost: web.").await;
+    // Its first byte must be there before the drain begins: another client's answer takes longer than that.
+    assert_eq!(Wire::connect(mesh.a.outbound).await.get("web.demo", "/").await.text(), "pod");
+    let drain = draining(mesh.a, LIMIT * 10).await;
+    let answer = client.ask("demo\r\n\r\n").await;
+    assert_eq!((answer.text().as_str(), answer.head.field("connection")), ("pod", "close"));
+    client.ended().await;
+    assert!(within("the drain", drain).await.unwrap());
+}
