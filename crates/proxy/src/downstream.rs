@@ -9,8 +9,9 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use h2::SendStream;
 use h2::server::SendResponse;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
+use crate::error::{Error, ErrorKind};
 use crate::exchange::{Downstream, Gone, Interim, content_length, poll_send_data};
 use crate::h1::{self, BodyLength};
 use crate::stream::{SharedIo, Stream};
@@ -219,11 +220,19 @@ pub(crate) struct H2Downstream {
     send: Option<SendStream<Bytes>>,
     /// Answers to HEAD have no body, also those that we make ourselves.
     to_head: bool,
+    /// The request is an extended CONNECT.
+    tunnel_asked: bool,
 }
 
 impl H2Downstream {
     pub(crate) fn new(respond: SendResponse<Bytes>, method: &Method) -> Self {
-        Self { respond, send: None, to_head: *method == Method::HEAD }
+        Self { respond, send: None, to_head: *method == Method::HEAD, tunnel_asked: false }
+    }
+
+    /// From now on only [`H2Downstream::tunnel`] answers with success: to RFC 8441 §4 any 2xx is the tunnel, and a pod's plain
+    /// 200 would make its page bytes of the other protocol.
+    pub(crate) fn ask_tunnel(&mut self) {
+        self.tunnel_asked = true;
     }
 
     /// Begins an answer that stays a raw stream.
@@ -249,8 +258,18 @@ impl Interim for H2Downstream {
 }
 
 impl Downstream for H2Downstream {
-    fn head(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone> {
+    fn head(&mut self, mut status: StatusCode, mut headers: HeaderMap, end: bool) -> Result<(), Gone> {
         let end = end || self.to_head;
+        if self.tunnel_asked && status.is_success() {
+            let error = Error::client(
+                ErrorKind::HttpUpgradeFailed,
+                format!("the pod answered {} instead of switching protocols", status.as_u16()),
+            );
+            status = error.status();
+            if let Ok(value) = HeaderValue::try_from(error.proxy_status()) {
+                headers.insert("proxy-status", value);
+            }
+        }
         let send = self.respond.send_response(response(status, headers), end).map_err(|_| Gone)?;
         self.send = Some(send);
         Ok(())

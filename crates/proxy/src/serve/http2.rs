@@ -140,6 +140,7 @@ async fn serve_stream(
         return;
     }
     // RFC 8441: WebSocket over HTTP/2. The pod gets an HTTP/1.1 upgrade, which needs a key of its own.
+    down.ask_tunnel();
     request.method = Method::GET;
     request.headers.insert(http::header::SEC_WEBSOCKET_KEY, websocket_key());
     if let Handled::Switched(response, underway) = outbound::handle(&client, request, &mut down, &mut timer).await {
@@ -209,7 +210,11 @@ async fn connect(client: Rc<Client>, authority: Authority, recv: h2::RecvStream,
     } else if authority.port_u16().is_none() {
         Err(Error::client(ErrorKind::HttpRequestError, "a CONNECT needs a port in its :authority"))
     } else {
-        client.find(&directory, &authority, 443, std::time::Instant::now())
+        client.find(&directory, &authority, 443, std::time::Instant::now()).and_then(|found| {
+            // After the 200 nobody could be told any more.
+            outbound::check_usable(&found)?;
+            Ok(found)
+        })
     };
     drop(directory);
     let found = match found {

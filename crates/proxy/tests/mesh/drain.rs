@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Request;
 use posthouse_model::AppProtocol;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::harness::{A, B, H2, LIMIT, Mesh, Pod, Svc, Wire, within};
@@ -15,12 +15,12 @@ use crate::harness::{A, B, H2, LIMIT, Mesh, Pod, Svc, Wire, within};
 const GET: &str = "GET / HTTP/1.1\r\nHost: web.demo\r\n\r\n";
 
 /// A pod that answers when told to.
-async fn waiting(node: &'static str, go: &Arc<Notify>) -> Pod {
+async fn waiting(node: &'static str, go: &Arc<Semaphore>) -> Pod {
     let go = Arc::clone(go);
     Pod::http(node, 10, move |_| {
         let go = Arc::clone(&go);
         async move {
-            go.notified().await;
+            go.acquire().await.unwrap().forget();
             crate::harness::answer("late")
         }
     })
@@ -66,7 +66,7 @@ async fn a_proxy_without_work_ends_at_once_and_closes_what_is_idle() {
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_its_connection_closes() {
     for node in [A, B] {
-        let go = Arc::new(Notify::new());
+        let go = Arc::new(Semaphore::new(0));
         let pod = waiting(node, &go).await;
         let mesh = Mesh::start();
         mesh.put(&Svc::new("web").app(AppProtocol::Http1).end(&pod));
@@ -77,23 +77,11 @@ async fn a_request_in_flight_finishes_and_its_connection_closes() {
         pod.has_accepted(2).await;
         let drain = draining(mesh.a, LIMIT * 10).await;
         assert!(!drain.is_finished());
-        go.notify_one();
-        go.notify_one();
-        // Two permits are not kept by a Notify, so the second pod task is woken by its own.
-        let answer = within("the answer", async {
-            loop {
-                go.notify_one();
-                tokio::select! {
-                    answer = client.answer() => break answer,
-                    () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                }
-            }
-        })
-        .await;
+        go.add_permits(2);
+        let answer = client.answer().await;
         assert_eq!((answer.text().as_str(), answer.head.field("connection")), ("late", "close"));
         client.ended().await;
-        go.notify_waiters();
-        go.notify_one();
+        drop(client);
         assert_eq!(H2::reply(response).await.unwrap().text(), "late");
         assert!(h2.get("http://web.demo/").await.is_err(), "GOAWAY: no more streams");
         assert!(within("the drain", drain).await.unwrap());
@@ -102,7 +90,7 @@ async fn a_request_in_flight_finishes_and_its_connection_closes() {
 
 #[tokio::test]
 async fn a_receiving_proxy_finishes_what_it_delivers_and_its_peer_needs_no_new_request_for_it() {
-    let go = Arc::new(Notify::new());
+    let go = Arc::new(Semaphore::new(0));
     let pod = waiting(B, &go).await;
     let mesh = Mesh::start();
     mesh.web(&[&pod]);
@@ -110,7 +98,7 @@ async fn a_receiving_proxy_finishes_what_it_delivers_and_its_peer_needs_no_new_r
     client.send(GET).await;
     pod.has_accepted(1).await;
     let drain = draining(mesh.b, LIMIT * 10).await;
-    go.notify_one();
+    go.add_permits(1);
     let answer = client.answer().await;
     assert_eq!(answer.text(), "late");
     assert!(answer.head.all("connection").is_empty(), "the client's own proxy stays");
@@ -122,7 +110,7 @@ async fn a_receiving_proxy_finishes_what_it_delivers_and_its_peer_needs_no_new_r
 #[tokio::test]
 async fn a_request_that_never_ends_is_cut_off_at_the_deadline() {
     for node in [A, B] {
-        let pod = waiting(node, &Arc::new(Notify::new())).await;
+        let pod = waiting(node, &Arc::new(Semaphore::new(0))).await;
         let mesh = Mesh::start();
         mesh.web(&[&pod]);
         let mut client = Wire::connect(mesh.a.outbound).await;
@@ -169,5 +157,6 @@ async fn a_request_that_has_begun_to_arrive_is_served() {
     let answer = client.ask("demo\r\n\r\n").await;
     assert_eq!((answer.text().as_str(), answer.head.field("connection")), ("pod", "close"));
     client.ended().await;
+    drop(client);
     assert!(within("the drain", drain).await.unwrap());
 }

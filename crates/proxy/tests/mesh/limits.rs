@@ -131,7 +131,7 @@ async fn a_client_that_cancels_now_and_then_keeps_its_connection() {
         mesh.put(&Svc::new("web").app(AppProtocol::H2c).end(&pod));
         mesh.put(&Svc::new("other").app(AppProtocol::H2c).end(&other));
         let client = H2::connect(mesh.a.outbound).await;
-        for n in 0..500 {
+        for n in 0..100 {
             let (_response, mut send) =
                 client.open(Request::get("http://web.demo/").body(()).unwrap(), true).await.unwrap();
             crate::harness::eventually("the request at the pod", || pod.seen().len() > n).await;
