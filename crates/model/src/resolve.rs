@@ -88,7 +88,7 @@ pub enum Unresolved {
         port: u16,
     },
     /// An IP literal that is never allowed.
-    #[error("{ip} is refused: {refusal}")]
+    #[error("{ip} is refused: {refusal}; if the application needs it, list it in its NO_PROXY")]
     Refused {
         /// The address.
         ip: IpAddr,

@@ -88,6 +88,7 @@ async fn serve(
         return Ok(());
     }
     drop(loading);
+    warn_of_foreign_node(&config, &directory);
     let workers = Workers::start(&proxy, config.workers, &config.outbound_listen, config.link_listen)
         .map_err(anyhow::Error::from)?;
     drop(binding);
@@ -152,6 +153,20 @@ async fn complete(directory: &DirectoryHandle) {
         if changes.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// A wrong --node-name looks well from inside, but everything that this proxy judges by it comes out wrong.
+fn warn_of_foreign_node(config: &Config, directory: &DirectoryHandle) {
+    let directory = directory.load();
+    let known = directory.node(&config.node_name);
+    if known.is_none_or(|node| !config.node_ips.iter().any(|ip| node.addresses.contains(ip))) {
+        tracing::warn!(
+            node = config.node_name,
+            node_ips = ?config.node_ips,
+            api_addresses = ?known.map(|node| node.addresses.clone()).unwrap_or_default(),
+            "no Node of this name with this address is known: pods and peers may be refused; check --node-name and --node-ip"
+        );
     }
 }
 

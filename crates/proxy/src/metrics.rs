@@ -43,13 +43,13 @@ pub const METRICS: &[MetricDoc] = &[
         name: REQUESTS,
         kind: "counter",
         labels: &["direction", "namespace", "service", "status_class"],
-        help: "Requests answered, by destination Service and status class (1xx is 101 only); 'none' when the client left first. Tunnels count once.",
+        help: "Requests, by destination Service and status class (1xx is 101 only; 'none' when the client left first; a gRPC request that the proxy failed by the HTTP status of its error). outbound: at the sender's node, all of them; inbound: at the receiver's node, those that came over a link. An opaque tunnel counts once. Requests for which no Service port was found are in posthouse_request_failures_total only.",
     },
     MetricDoc {
         name: FAILURES,
         kind: "counter",
         labels: &["direction", "namespace", "service", "error"],
-        help: "Requests that the proxy itself failed, by the error token of RFC 9209; namespace and service are empty when none was found.",
+        help: "Requests that the proxy itself failed, by the error token of RFC 9209; namespace and service are empty when no Service port was found.",
     },
     MetricDoc {
         name: DURATION,
@@ -62,7 +62,7 @@ pub const METRICS: &[MetricDoc] = &[
         name: RETRIES,
         kind: "counter",
         labels: &["namespace", "service", "result"],
-        help: "Second tries: 'sent', or 'no_budget' when the retry budget was used up.",
+        help: "Tries after the first: 'sent', or 'no_budget' when the retry budget was used up.",
     },
     MetricDoc {
         name: CONNECTIONS,

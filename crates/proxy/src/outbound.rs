@@ -14,7 +14,7 @@ use http::uri::Authority as UriAuthority;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use posthouse_model::stats::now_nanos;
 use posthouse_model::{AppProtocol, Authority, Destination, Directory, Endpoint, Host, Unresolved};
-use tracing::debug;
+use tracing::info;
 
 use crate::balance::{Balancer, LeastRequest};
 use crate::body::ReplayBody;
@@ -24,6 +24,7 @@ use crate::exchange::{Downstream, Request, Response, SharedInterim, answer_error
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::metrics::{Direction, OpenGauge, failed_without_service};
+use crate::worker::Worker;
 pub(crate) use retry::InFlight;
 use retry::Retries;
 pub(crate) use way::open_tunnel;
@@ -79,7 +80,7 @@ pub(crate) async fn handle<D: Downstream>(
             (Some(error.status()), Some(error), Handled::Done)
         }
     };
-    record(found.as_deref(), status, error.as_ref(), started.elapsed(), &log);
+    record(&client.worker, found.as_deref(), status, error.as_ref(), started, &log);
     handled
 }
 
@@ -90,19 +91,26 @@ struct LogFields {
 }
 
 /// Metrics and log line of one request, from its outcome.
-fn record(found: Option<&Found>, status: Option<StatusCode>, error: Option<&Error>, took: Duration, log: &LogFields) {
-    match found {
-        Some(found) => found.metrics.finished(status, error, took),
-        None => {
-            if let Some(error) = error {
-                failed_without_service(Direction::Outbound, error.kind);
-            }
-        }
+fn record(
+    worker: &Worker,
+    found: Option<&Found>,
+    status: Option<StatusCode>,
+    error: Option<&Error>,
+    started: Instant,
+    log: &LogFields,
+) {
+    match (found, error) {
+        (Some(found), error) => found.metrics.finished(status, error, started.elapsed()),
+        (None, Some(error)) => failed_without_service(Direction::Outbound, error.kind),
+        (None, None) => {}
     }
-    if let Some(error) = error {
-        debug!(
-            error = error.kind.token(), side = ?error.side, details = %error.details, method = %log.method,
-            authority = %log.authority, endpoint = ?log.endpoint, status = ?status.map(|s| s.as_u16()), "request failed"
+    if let Some(error) = error
+        && !error.is_client_gone()
+        && let Some(unlogged) = worker.failure_log.due(error.kind, log.authority.as_str(), started)
+    {
+        info!(
+            error = error.kind.token(), details = %error.details, method = %log.method, authority = %log.authority,
+            endpoint = ?log.endpoint, status = ?status.map(|s| s.as_u16()), unlogged, "request failed"
         );
     }
 }
@@ -319,17 +327,24 @@ fn pick(found: &Found, retries: &Retries, now: u64) -> Result<Arc<Endpoint>, Err
     LeastRequest.pick(set.usable(), &retries.tried, now).cloned().ok_or_else(|| unavailable(destination))
 }
 
+/// Whether there is an endpoint to send anything to.
+pub(crate) fn check_usable(found: &Found) -> Result<(), Error> {
+    pick(found, &Retries::default(), now_nanos()).map(drop)
+}
+
 fn unavailable(destination: &Destination) -> Error {
     let service = &destination.service;
     let port = destination.service_port();
     let all = port.endpoints.all();
     let refused = all.iter().filter(|e| e.refusal.is_some()).count();
     let age = service.changed.elapsed().unwrap_or_default().as_secs();
+    let first_refusal = all.iter().find_map(|e| Some((e.address, e.refusal?)));
     let state = if all.is_empty() {
         "has no endpoints; do its selector and its pods' labels match?".to_owned()
-    } else if refused > 0 {
+    } else if let Some((address, refusal)) = first_refusal {
         format!(
-            "has {} endpoints, {} ready, {refused} with addresses that are refused",
+            "has {} endpoints, {} ready, {refused} refused ({address} is {refusal}); for addresses outside the pods, list the \
+             Service in the application's NO_PROXY",
             all.len(),
             port.endpoints.ready()
         )

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::client::{self, Client, Origin};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::inbound;
 use crate::link::Links;
 use crate::metrics::{
@@ -61,6 +61,7 @@ pub(crate) struct Worker {
     shares: RefCell<HashMap<IpAddr, usize>>,
     held: Cell<usize>,
     warned: RefCell<Option<Instant>>,
+    pub(crate) failure_log: FailureLog,
 }
 
 /// Tells connections to end after what they are doing.
@@ -122,6 +123,7 @@ impl Worker {
             shares: RefCell::new(HashMap::new()),
             held: Cell::new(0),
             warned: RefCell::new(None),
+            failure_log: FailureLog::default(),
             proxy,
         })
     }
@@ -394,4 +396,58 @@ async fn accept<F>(
 /// binary's panic hook; the task ends with its stream, by the limits on silence at the latest.
 pub(crate) fn spawn_stream(exchange: impl Future<Output = ()> + 'static) {
     tokio::task::spawn_local(exchange);
+}
+
+/// Keeps failures from filling the log: one line for each kind and authority in ten seconds, with the count of those that
+/// were left out. All of them are in the metrics.
+#[derive(Default)]
+pub(crate) struct FailureLog(RefCell<HashMap<(ErrorKind, Box<str>), LastLine>>);
+
+/// When the last line was written, and how many were left out since.
+type LastLine = (Instant, u64);
+
+const LOG_AGAIN: Duration = Duration::from_secs(10);
+/// Authorities are what clients write, so their number is bounded; above, new ones are not logged until old ones have aged.
+const LOG_ENTRIES: usize = 256;
+
+impl FailureLog {
+    /// Whether a failure is logged now, and how many like it were not since the last time.
+    pub(crate) fn due(&self, kind: ErrorKind, authority: &str, now: Instant) -> Option<u64> {
+        let mut seen = self.0.borrow_mut();
+        let key = (kind, Box::from(authority));
+        if let Some((last, unlogged)) = seen.get_mut(&key) {
+            if now.saturating_duration_since(*last) < LOG_AGAIN {
+                *unlogged += 1;
+                return None;
+            }
+            *last = now;
+            return Some(std::mem::take(unlogged));
+        }
+        if seen.len() >= LOG_ENTRIES {
+            seen.retain(|_, (last, _)| now.saturating_duration_since(*last) < LOG_AGAIN);
+        }
+        if seen.len() >= LOG_ENTRIES {
+            return None;
+        }
+        seen.insert(key, (now, 0));
+        Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_logged_once_in_ten_seconds_and_for_so_many_authorities() {
+        let log = FailureLog::default();
+        let start = Instant::now();
+        assert_eq!(log.due(ErrorKind::DestinationNotFound, "a", start), Some(0));
+        assert_eq!(log.due(ErrorKind::DestinationNotFound, "a", start), None);
+        assert_eq!(log.due(ErrorKind::ConnectionRefused, "a", start), Some(0), "another kind");
+        assert_eq!(log.due(ErrorKind::DestinationNotFound, "a", start + LOG_AGAIN), Some(1));
+        let lines =
+            (0..10_000).filter(|n| log.due(ErrorKind::HttpRequestError, &n.to_string(), start).is_some()).count();
+        assert!(lines <= LOG_ENTRIES && log.0.borrow().len() <= LOG_ENTRIES);
+    }
 }

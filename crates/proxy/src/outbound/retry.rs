@@ -7,6 +7,7 @@ use std::time::Duration;
 use posthouse_model::stats::now_nanos;
 use posthouse_model::{Endpoint, EndpointStats};
 
+use super::pick;
 use crate::balance::Tried;
 use crate::client::Found;
 use crate::error::{Error, ErrorKind, Retry, Side};
@@ -15,10 +16,10 @@ use crate::error::{Error, ErrorKind, Retry, Side};
 const MAX_SAFE_TRIES: usize = 3;
 /// Tries of an idempotent request after a failure in the middle: one more (design default; GEP-1731 has none).
 const MAX_IDEMPOTENT_RETRIES: usize = 1;
-/// Back-off before the second try of a request that a pod may have begun with: 25 ms, doubled up to 250 ms, with full
-/// jitter. Source: Envoy's and linkerd2-proxy's 25 to 250 ms. A try elsewhere after a refused connection does not wait.
-const BACKOFF_FIRST: Duration = Duration::from_millis(25);
-const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// Back-off before a try that follows at once on the same trouble: up to 25 ms, with full jitter. Source: the first step of
+/// Envoy's and linkerd2-proxy's 25 to 250 ms; there is no second. A try elsewhere after a refused connection does not wait.
+const BACKOFF: Duration = Duration::from_millis(25);
+
 /// What was tried, and whether more may be.
 #[derive(Default)]
 pub(super) struct Retries {
@@ -52,31 +53,33 @@ impl Retries {
         if !allowed {
             return Err(error);
         }
+        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
+        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
+        let again = is_alone(found) && !refused && error.retry == Retry::Safe;
+        if !again {
+            self.tried.add(endpoint, error.side == Side::Link);
+            if pick(found, self, now).is_err() {
+                return Err(error);
+            }
+        }
         if !found.budget.withdraw(now) {
             found.metrics.retry("no_budget");
             return Err(error);
         }
         found.metrics.retry("sent");
-        let backoff = if error.retry == Retry::Safe {
-            self.safe += 1;
-            Backoff(Duration::ZERO)
-        } else {
-            self.idempotent += 1;
-            let ceiling = BACKOFF_FIRST.saturating_mul(1 << (self.idempotent - 1).min(8)).min(BACKOFF_MAX);
-            Backoff(ceiling.mul_f64(fastrand::f64()))
-        };
-        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
-        let alone =
-            found.destination.endpoint.is_some() || found.destination.service_port().endpoints.usable().len() == 1;
-        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
-        if alone && !refused && error.retry == Retry::Safe {
-            self.last = Some(error);
-            return Ok(Backoff(BACKOFF_FIRST.mul_f64(0.5 + fastrand::f64() / 2.0)));
+        let elsewhere_unharmed = error.retry == Retry::Safe && !again;
+        match error.retry {
+            Retry::Safe => self.safe += 1,
+            Retry::IfIdempotent | Retry::Never => self.idempotent += 1,
         }
-        self.tried.add(endpoint, error.side == Side::Link);
         self.last = Some(error);
-        Ok(backoff)
+        Ok(Backoff(if elsewhere_unharmed { Duration::ZERO } else { BACKOFF.mul_f64(fastrand::f64()) }))
     }
+}
+
+/// Whether the destination has one usable endpoint only.
+fn is_alone(found: &Found) -> bool {
+    found.destination.endpoint.is_some() || found.destination.service_port().endpoints.usable().len() == 1
 }
 
 pub(super) struct Backoff(Duration);

@@ -146,7 +146,11 @@ async fn connect(client: Rc<Client>, io: SharedIo, head: RequestHead) {
     let refused = if client.tunnel.is_some() {
         Err(Error::client(ErrorKind::HttpRequestDenied, "a CONNECT inside a tunnel is not served"))
     } else {
-        client.find(&directory, &head.authority, 443, std::time::Instant::now())
+        client.find(&directory, &head.authority, 443, std::time::Instant::now()).and_then(|found| {
+            // After the 200 nobody could be told any more.
+            outbound::check_usable(&found)?;
+            Ok(found)
+        })
     };
     drop(directory);
     let found = match refused {
