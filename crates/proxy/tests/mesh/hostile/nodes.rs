@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use posthouse_model::directory::{Endpoint, EndpointSet, PodRef, Service, ServicePort};
 use posthouse_model::{AppProtocol, EndpointState, Pod as PodObject, ServiceKind, address};
@@ -118,16 +118,18 @@ async fn a_pod_that_appears_a_moment_after_its_endpoint_is_waited_for() {
             client.send("GET / HTTP/1.1\r\nHost: web.demo\r\n\r\n").await;
             let stats = mesh.a.stats(pod.address);
             eventually("the request", || stats.requests() > 0).await;
-            // News of something else do not end the wait.
+            // Nothing tells that the wait has begun; a fifth of it is enough to get there.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // News of something else do not end it.
             mesh.update(|_, _| {});
             mesh.pod(node, pod.address.ip(), "demo");
             let answer = client.answer().await;
-            if answer.status == 200 {
+            // In one try: a second one after a refusal would find the pod, too.
+            if answer.status == 200 && stats.requests() == 1 {
                 assert_eq!(answer.text(), "pod");
                 served = true;
                 break;
             }
-            answer.is_error(502, "destination_ip_prohibited");
         }
         assert!(served, "{node}: never waited for");
     }
