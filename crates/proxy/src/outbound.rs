@@ -236,11 +236,14 @@ fn refuse_loops(client: &Client, request: &Request) -> Result<(), Error> {
 /// How the pod is spoken to, by what the client speaks and what the Service port says (design: translation table).
 fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Error> {
     match app_protocol {
-        AppProtocol::H2c | AppProtocol::Grpc if request.upgrade.is_some() => Err(Error::client(
+        AppProtocol::Grpc if request.upgrade.is_some() => Err(Error::client(
             ErrorKind::HttpUpgradeFailed,
-            "the Service port's appProtocol says HTTP/2, which has no upgrade to WebSocket by HTTP/1.1",
+            "the Service port's appProtocol is 'grpc', which has no WebSocket",
         )),
-        AppProtocol::Unknown | AppProtocol::Http1 | AppProtocol::WebSocket if request.upgrade.is_some() => {
+        // Also to a port that says h2c: servers for it commonly speak HTTP/1.1, too, and HTTP/2 has no upgrade.
+        AppProtocol::Unknown | AppProtocol::Http1 | AppProtocol::WebSocket | AppProtocol::H2c
+            if request.upgrade.is_some() =>
+        {
             Ok(Delivery::Http1)
         }
         AppProtocol::H2c | AppProtocol::Grpc => Ok(Delivery::Http2),

@@ -124,9 +124,9 @@ impl Feed {
     pub(crate) fn complete(&self, kind: Kind, seen: &Seen) -> Result<(), Failure> {
         let mut state = self.lock();
         let known = state.writer.view.len(kind);
-        // A node without Pods is thinkable; a cluster without Services, slices or Nodes is a server that lost its data or
-        // that we may not read.
-        if seen.items == 0 && known > 0 && kind != Kind::Pod {
+        // A cluster without Services, slices or Nodes is a server that lost its data or that we may not read; a node whose Pods
+        // are all gone is one, too, since our own is among them.
+        if seen.items == 0 && known > 0 {
             return Err(Failure::Other(format!(
                 "the API lists no {kind} where {known} were known; that is not believed, the last good view stays"
             )));
