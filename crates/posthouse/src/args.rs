@@ -347,12 +347,13 @@ fn default_outbound(node_ips: &[IpAddr]) -> Vec<SocketAddr> {
 }
 
 /// Listeners share their ports with a proxy that takes over (SO_REUSEPORT), so the kernel would let two of one process
-/// share an address, too, and hand each half of the connections.
+/// share an address, too, and hand each half of the connections. `[::]` takes IPv6 alone, so `0.0.0.0` may stand beside it.
 fn check_listeners(config: &Config) -> Result<(), String> {
     let mut seen: Vec<(&'static str, SocketAddr)> = Vec::new();
     for (flag, address) in config.listeners() {
         let clash = seen.iter().find(|(_, other)| {
-            let same_ip = other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified();
+            let any = other.ip().is_unspecified() || address.ip().is_unspecified();
+            let same_ip = other.ip() == address.ip() || any && other.is_ipv4() == address.is_ipv4();
             address.port() != 0 && other.port() == address.port() && same_ip
         });
         if let Some((other_flag, other)) = clash {

@@ -35,9 +35,16 @@ metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: 
 addressType: IPv4
 endpoints: [{{addresses: [{}], nodeName: node-a, conditions: {{ready: true}}}}]
 ports: [{{name: http, port: {}}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: web-1, namespace: shop, uid: web-1-uid}}
+spec: {{nodeName: node-a}}
+status: {{podIP: {}}}
 "#,
         pod.ip(),
-        pod.port()
+        pod.port(),
+        pod.ip()
     )
 }
 
@@ -175,12 +182,31 @@ impl Draining {
         let mut client = TcpStream::connect(outbound).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.write_all(b"GET http://web.shop/ HTTP/1.1\r\nHost: web.shop\r\n\r\n").unwrap();
-        let (mut pod, _) = listener.accept().unwrap();
+        let mut pod = accept(&listener);
         pod.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(pod.read(&mut [0; 1024]).unwrap() > 0, "the pod has the request");
         posthouse.signal();
         posthouse.event("draining: listeners close, requests in flight may finish");
         Self { posthouse, client, pod, metrics, _folder: folder }
+    }
+}
+
+/// The next connection; a request that is refused on its way ends the test instead of stopping it for good.
+fn accept(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let begun = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                return stream;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                assert!(begun.elapsed() < PATIENCE, "the pod got no request");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 

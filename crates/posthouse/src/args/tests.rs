@@ -138,6 +138,7 @@ fn a_wrong_flag_is_named_on_one_line_with_what_would_be_right() {
         (&["--log="], &["--log"]),
         (&["--link-listen=10.0.0.1:4140"], &["--link-listen", "--outbound-listen", "already"]),
         (&["--admin-listen=0.0.0.0:9991"], &["--metrics-listen", "--admin-listen", "already"]),
+        (&["--outbound-listen=[::]:7000", "--link-listen=[fd00::1]:7000"], &["--outbound-listen", "already"]),
         (&["--node-ip=0.0.0.0"], &["--node-ip", "0.0.0.0"]),
         (&["--node-ip=node"], &["--node-ip", "'node'"]),
         (&["--node-name=Node_A"], &["--node-name", "'Node_A'"]),
@@ -156,6 +157,12 @@ fn a_wrong_flag_is_named_on_one_line_with_what_would_be_right() {
             assert!(error.contains(word), "{flags:?}: {error:?} lacks {word:?}");
         }
     }
+}
+
+#[test]
+fn one_port_may_take_every_address_of_both_families() {
+    let config = config(&[&NODE[..], &["--outbound-listen=0.0.0.0:4140,[::]:4140"]].concat()).unwrap();
+    assert_eq!(config.outbound_listen, ["0.0.0.0:4140".parse().unwrap(), "[::]:4140".parse().unwrap()]);
 }
 
 #[test]
