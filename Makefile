@@ -21,6 +21,8 @@ test: setup ## Every test: the workspace's own, then real clients (curl, Python'
 	cargo test --locked --workspace
 	python3 -m unittest discover --quiet --start-directory benches
 	POSTHOUSE_BIN=$(BIN) e2e/demo/run.sh
+	@if [ "$$(id -u)" = 0 ]; then POSTHOUSE_BIN=$(BIN) e2e/ipv6/run.sh; \
+	else echo 'test: IPv6 left out: it needs root for a network namespace of its own'; fi
 
 bench: setup ## Requests a second and CPU a request beside nginx, HAProxy and Envoy (docs/benchmarks.md)
 	benches/run.sh

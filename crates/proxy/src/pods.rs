@@ -384,6 +384,8 @@ fn may_dial_own(target: SocketAddr, proxy: &Proxy) -> bool {
     };
     directory.pod_by_ip(ip).is_some()
         || ip.is_loopback() && directory.endpoints_at(target).iter().any(|(_, endpoint)| of_a_node(endpoint))
+        // Only where the Node is known, too: the check of node addresses was then made with the pod at hand.
         || !NODE_PORTS.contains(&target.port())
+            && directory.node_by_ip(ip).is_some()
             && directory.pods().any(|pod| pod.host_network && pod.addresses.contains(&ip))
 }
