@@ -188,22 +188,24 @@ impl Worker {
     /// is kept until the directory changes; only a refusal is worked out each time. A slice may be known a moment before its
     /// pod is, so a pod that may yet appear is waited for.
     pub(crate) async fn admit(&self, target: SocketAddr, now: Instant) -> Result<Rc<ServiceMetrics>, Error> {
-        let mut changes = None;
-        let wait = tokio::time::sleep(POD_APPEARS);
-        let mut wait = std::pin::pin!(wait);
+        match self.admit_now(target, now) {
+            Ok(metrics) => return Ok(metrics),
+            Err(refusal) if !refusal.may_appear => return Err(refusal.error),
+            Err(_) => {}
+        }
+        // Subscribed before the next look, so that no change is missed.
+        let mut changes = self.proxy.directory.subscribe();
+        let mut wait = pin!(tokio::time::sleep(POD_APPEARS));
         loop {
             let refusal = match self.admit_now(target, now) {
                 Ok(metrics) => return Ok(metrics),
+                Err(refusal) if !refusal.may_appear => return Err(refusal.error),
                 Err(refusal) => refusal,
             };
-            if !refusal.may_appear {
-                return Err(refusal.error);
-            }
-            let changed = changes.get_or_insert_with(|| self.proxy.directory.subscribe()).changed();
             tokio::select! {
                 biased;
-                // An error means that nobody publishes any more: the wait ends it.
-                changed = changed => if changed.is_err() { return Err(refusal.error) },
+                // An error means that nobody publishes any more: the wait is over, too.
+                changed = changes.changed() => if changed.is_err() { return Err(refusal.error) },
                 () = &mut wait => return Err(refusal.error),
             }
         }
