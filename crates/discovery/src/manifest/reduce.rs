@@ -153,9 +153,10 @@ fn endpoint(
     // A slice's controller names pods of the slice's own namespace only. Another namespace is a claim by whoever wrote the
     // slice, and believing it would let them borrow a host-network pod's right to the node's address.
     let own = |target: &&RawTargetRef| target.namespace.as_deref().is_none_or(|ns| ns.is_empty() || *ns == **namespace);
-    let pod = raw.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).filter(own);
-    if raw.target_ref.is_some() && pod.is_none() {
-        notes.push(format!("the endpoint '{written}' names no pod of its own namespace"));
+    let named = raw.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    let pod = named.filter(own);
+    if named.is_some() && pod.is_none() {
+        notes.push(format!("the endpoint '{written}' names a Pod of another namespace, which is not believed"));
     }
     let pod = pod.and_then(|target| {
         Some(PodRef {

@@ -113,6 +113,13 @@ fn slices_keep_what_fits_and_say_what_does_not() {
     assert!(slice_.endpoints[1].pod.is_none() && slice_.endpoints[1].node.is_none());
     assert_eq!(notes.len(), 3, "{notes:?}");
 
+    // A host-network pod of another namespace would lend its right to the node's address.
+    let (foreign, notes) = slice(
+        "addressType: IPv4\nports: [{port: 80}]\nendpoints:\n\
+         - {addresses: [10.1.0.1], nodeName: n, targetRef: {kind: Pod, namespace: kube-system, name: kube-proxy, uid: u}}",
+    );
+    assert!(foreign.unwrap().endpoints[0].pod.is_none() && notes[0].contains("another namespace"), "{notes:?}");
+
     let (none, notes) = slice("addressType: FQDN\nendpoints: [{addresses: [db.example.com]}]");
     assert!(none.is_none() && notes[0].contains("FQDN"), "{notes:?}");
     let (empty, notes) = slice("addressType: IPv4\nendpoints: null\nports: null");

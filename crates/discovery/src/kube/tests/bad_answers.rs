@@ -90,7 +90,7 @@ async fn a_silent_watch_is_begun_anew_and_then_listed_anew() {
 }
 
 #[tokio::test]
-async fn an_empty_relist_is_believed_of_pods_only() {
+async fn an_empty_relist_is_not_believed() {
     let pod = r#"{"metadata":{"name":"p","namespace":"shop","uid":"u1"},"spec":{"nodeName":"node-a"},"status":{"podIP":"10.2.0.1"}}"#;
     let node = r#"{"metadata":{"name":"node-a"}}"#;
     let (script, asked) = scripted();
@@ -103,8 +103,7 @@ async fn an_empty_relist_is_believed_of_pods_only() {
     for events in &streams {
         events.send("ERROR", &server::status(410));
     }
-    under.until("no pods", |d| d.size().pods == 0).await;
-    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+    for kind in Kind::ALL {
         under
             .status("disbelief", |s| {
                 s.watches[kind.index()].last_error.as_deref().is_some_and(|e| e.contains("not believed"))
@@ -112,7 +111,7 @@ async fn an_empty_relist_is_believed_of_pods_only() {
             .await;
     }
     let size = under.handle.load().size();
-    assert_eq!((size.services, size.endpoints, size.nodes), (1, 1, 1));
+    assert_eq!((size.services, size.endpoints, size.nodes, size.pods), (1, 1, 1, 1));
     // A list that is not empty is believed again.
     script.list(Kind::EndpointSlice, one([slice("web", "40", &["10.1.0.7"])]));
     under.until("belief", |d| ips(d, "web") == ["10.1.0.7"]).await;
