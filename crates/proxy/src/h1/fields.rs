@@ -242,7 +242,7 @@ fn is_upgradable(protocol: &[u8]) -> bool {
         && !["h2c", "h2", "http", "tls"].iter().any(|not| name.eq_ignore_ascii_case(not))
 }
 
-/// Whether each protocol of an Upgrade list (or a `:protocol`) may be passed; see [`is_upgradable`].
+/// Whether each protocol of an Upgrade list (or a `:protocol`) may be passed: none that would hide requests (h2c, TLS).
 pub fn is_upgradable_list(list: &[u8]) -> bool {
     list.split(|b| *b == b',').all(|protocol| is_upgradable(protocol.trim_ascii()))
 }
