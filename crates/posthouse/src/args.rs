@@ -55,6 +55,10 @@ pub(crate) enum Command {
     /// cannot be read end the program with one line on stderr and exit code 64. SIGTERM and SIGINT drain and exit 0; a
     /// second signal ends at once.
     Run(Box<RunArgs>),
+    /// Ask the proxy that runs beside this program whether it is ready; the container's start-up probe
+    ///
+    /// Exit code 0 when it is, 1 when it is not or does not answer, with the reason on stderr.
+    Ready(ReadyArgs),
 }
 
 /// The flags of `posthouse run`.
@@ -123,6 +127,15 @@ pub(crate) struct RunArgs {
     #[arg(value_parser = values::listen, help_heading = "Listeners")]
     admin_listen: SocketAddr,
 
+    /// A Unix socket with the same admin API, which only this very process answers
+    ///
+    /// TCP ports are shared with a successor during an upgrade, so an answer there may be the other's; 'posthouse ready' asks
+    /// here. Only this process' user may connect.
+    ///
+    /// [default: none]
+    #[arg(long, env = "POSTHOUSE_ADMIN_SOCKET", value_name = "PATH", help_heading = "Listeners")]
+    admin_socket: Option<PathBuf>,
+
     /// Where Prometheus and the kubelet ask: /metrics, /livez, /readyz
     ///
     /// [default: port 9991 of the first --node-ip]
@@ -159,6 +172,14 @@ pub(crate) struct RunArgs {
     /// One line of text or one JSON object for each log event
     #[arg(long, env = "POSTHOUSE_LOG_FORMAT", value_name = "FORMAT", default_value = "text", help_heading = "Logs")]
     log_format: LogFormat,
+}
+
+/// The flags of `posthouse ready`.
+#[derive(Args, Debug)]
+pub(crate) struct ReadyArgs {
+    /// The proxy's --admin-socket
+    #[arg(long, env = "POSTHOUSE_ADMIN_SOCKET", value_name = "PATH")]
+    pub(crate) admin_socket: PathBuf,
 }
 
 /// `--missing-peer`.
@@ -200,6 +221,7 @@ pub(crate) struct Config {
     pub(crate) outbound_listen: Vec<SocketAddr>,
     pub(crate) link_listen: SocketAddr,
     pub(crate) admin_listen: SocketAddr,
+    pub(crate) admin_socket: Option<PathBuf>,
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) workers: usize,
     pub(crate) missing_peer: MissingPeer,
@@ -259,6 +281,7 @@ impl RunArgs {
             outbound_listen,
             link_listen,
             admin_listen,
+            admin_socket,
             metrics_listen,
             workers,
             missing_peer,
@@ -310,6 +333,7 @@ impl RunArgs {
             link_listen: link_listen.unwrap_or(SocketAddr::new(first_ip, 4141)),
             metrics_listen: metrics_listen.unwrap_or(SocketAddr::new(first_ip, 9991)),
             admin_listen,
+            admin_socket,
             workers: workers.map_or(around.cores.max(1), NonZeroUsize::get),
             missing_peer: match missing_peer {
                 MissingPeerMode::Direct => MissingPeer::Direct,

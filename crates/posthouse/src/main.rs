@@ -7,6 +7,7 @@ mod args;
 mod logging;
 mod process;
 mod readiness;
+mod ready;
 mod run;
 mod server;
 mod telemetry;
@@ -61,8 +62,12 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&Failure::Usage(args::one_line(&error, &argv))),
     };
-    let Command::Run(flags) = command;
-    let outcome = flags.into_config(&Surroundings::of_process()).map_err(Failure::Usage).and_then(run::run);
+    let outcome = match command {
+        Command::Run(flags) => {
+            flags.into_config(&Surroundings::of_process()).map_err(Failure::Usage).and_then(run::run)
+        }
+        Command::Ready(flags) => ready::ready(&flags.admin_socket).map_err(Failure::from),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure),

@@ -2,7 +2,8 @@
 //!
 //! Health and admin listeners come first, so that a proxy that waits can be asked why; the data plane's listeners come
 //! last, once the directory is complete: a proxy that knows nothing must not take connections from a predecessor
-//! that shares its ports. At the end readiness goes first and the health listener last.
+//! that shares its ports. At the end readiness goes first, together with the ports that a successor shares: the kubelet's
+//! probe of the successor must not be answered "draining" by us. The Unix socket of the admin API goes last.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::Failure;
 use crate::admin::Admin;
 use crate::args::{Config, VERSION};
 use crate::readiness::Readiness;
+use crate::server::Listener;
 use crate::telemetry::{MetricsListener, Recorder, Telemetry};
 use crate::{logging, process, server};
 
@@ -76,7 +78,7 @@ async fn serve(
         "starting"
     );
     let proxy = data_plane(&config, &directory);
-    let control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, started)?;
+    let mut control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, started)?;
 
     let ended = tokio::select! {
         () = complete(&directory) => None,
@@ -103,6 +105,7 @@ async fn serve(
 
     let signal = signals.next().await;
     let _draining = readiness.pending("draining: the process was told to end");
+    control.leave_ports();
     tracing::info!(signal, deadline = ?config.drain, "draining: listeners close, requests in flight may finish");
     let in_time = tokio::select! {
         in_time = workers.drain(config.drain) => in_time,
@@ -173,6 +176,8 @@ fn warn_of_foreign_node(config: &Config, directory: &DirectoryHandle) {
 /// What runs beside the data plane: the admin and the metrics listener and the recorder's upkeep.
 struct Control {
     tasks: JoinSet<()>,
+    /// Ends what listens on a port that a successor may share; `None` once it was told.
+    ports: Option<watch::Sender<()>>,
     stop: watch::Sender<()>,
 }
 
@@ -188,6 +193,8 @@ impl Control {
     ) -> anyhow::Result<Self> {
         let metrics = server::bind("--metrics-listen", config.metrics_listen)?;
         let admin = server::bind("--admin-listen", config.admin_listen)?;
+        let socket =
+            config.admin_socket.as_deref().map(|path| server::bind_unix("--admin-socket", path)).transpose()?;
         let status = || -> Box<dyn Fn() -> Status + Send + Sync> {
             let discovery = Arc::clone(discovery);
             Box::new(move || discovery.status())
@@ -212,17 +219,27 @@ impl Control {
             "admin and metrics listen"
         );
         let (stop, stopped) = watch::channel(());
+        let (ports, left) = watch::channel(());
         let mut tasks = JoinSet::new();
         tasks.spawn(until(stopped.clone(), upkeep));
-        tasks.spawn(server::serve(metrics, Arc::new(MetricsListener(telemetry)), stopped.clone()));
-        tasks.spawn(server::serve(admin, Arc::new(api), stopped));
-        Ok(Self { tasks, stop })
+        let api = Arc::new(api);
+        tasks.spawn(server::serve(Listener::Tcp(metrics), Arc::new(MetricsListener(telemetry)), left.clone()));
+        if let Some(socket) = socket {
+            tasks.spawn(server::serve(Listener::Unix(socket), Arc::clone(&api) as _, stopped));
+        }
+        tasks.spawn(server::serve(Listener::Tcp(admin), api, left));
+        Ok(Self { tasks, ports: Some(ports), stop })
+    }
+
+    /// Leaves the TCP ports to a successor; answers that are under way are finished.
+    fn leave_ports(&mut self) {
+        self.ports = None;
     }
 
     /// Ends the tasks; answers that are under way are finished.
     async fn stop(self) {
-        let Self { mut tasks, stop } = self;
-        drop(stop);
+        let Self { mut tasks, ports, stop } = self;
+        drop((ports, stop));
         while tasks.join_next().await.is_some() {}
     }
 }

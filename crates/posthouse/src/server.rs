@@ -1,4 +1,4 @@
-//! The small HTTP/1.1 server behind the admin and the metrics listener. Pods can reach the metrics port, and the kubelet
+//! The small HTTP/1.1 server behind the admin and the metrics listeners. Pods can reach the metrics port, and the kubelet
 //! must always get its answer there, so everything is bounded: header size and time, the life of a connection, and the
 //! number of connections, of which the oldest makes room for a new one.
 
@@ -7,6 +7,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +21,9 @@ use hyper::body::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use posthouse_model::transport::BoxIo;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -74,6 +77,44 @@ pub(crate) fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListene
     socket(address).and_then(listen).map_err(|error| cannot_listen(flag, address, &error))
 }
 
+/// Binds a Unix socket that only our own user may connect to. One that a process before us left behind is replaced.
+///
+/// # Errors
+/// One line that names the flag and the path.
+pub(crate) fn bind_unix(flag: &str, path: &Path) -> anyhow::Result<UnixListener> {
+    let bind = || {
+        if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    bind().map_err(|error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "; there is a file of that name that is no socket",
+            io::ErrorKind::NotFound => "; its folder must exist",
+            _ => "",
+        };
+        anyhow::anyhow!("{flag} {}: cannot listen there: {error}{hint}", path.display())
+    })
+}
+
+/// Where connections come from.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<BoxIo> {
+        Ok(match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
 /// Says early that an address cannot be listened on, which takes no connection from anybody.
 ///
 /// # Errors
@@ -102,13 +143,13 @@ fn cannot_listen(flag: &str, address: SocketAddr, error: &io::Error) -> anyhow::
 }
 
 /// Serves until `stop` changes or its sender is gone, then finishes what is under way for a short while.
-pub(crate) async fn serve(listener: TcpListener, handler: Arc<dyn Handler>, mut stop: watch::Receiver<()>) {
+pub(crate) async fn serve(listener: Listener, handler: Arc<dyn Handler>, mut stop: watch::Receiver<()>) {
     let mut connections = JoinSet::new();
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     // Out of file descriptors, mostly: the next try would fail at once, too.
                     tracing::warn!(%error, "the admin or metrics listener cannot accept");
@@ -132,7 +173,7 @@ pub(crate) async fn serve(listener: TcpListener, handler: Arc<dyn Handler>, mut 
     let _ = tokio::time::timeout(STOP_GRACE, finished).await;
 }
 
-async fn connection(stream: TcpStream, handler: Arc<dyn Handler>, mut stop: watch::Receiver<()>) {
+async fn connection(stream: BoxIo, handler: Arc<dyn Handler>, mut stop: watch::Receiver<()>) {
     let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
         let handler = Arc::clone(&handler);
         async move { Ok::<_, Infallible>(handler.handle(request.into_parts().0).await) }

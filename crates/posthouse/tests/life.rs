@@ -5,7 +5,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -52,21 +53,24 @@ status: {{podIP: {}}}
 struct Posthouse {
     child: Child,
     log: BufReader<ChildStderr>,
+    socket: PathBuf,
 }
 
 impl Posthouse {
     fn start(folder: &Path) -> Self {
+        let socket = folder.join(".admin.sock");
         let mut child = Command::new(env!("CARGO_BIN_EXE_posthouse"))
             .args(["run", "--node-name=node-a", "--node-ip=127.0.0.1", "--workers=1", "--drain=10m"])
             .args(["--outbound-listen=127.0.0.1:0", "--link-listen=127.0.0.1:0"])
             .args(["--admin-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--log-format=json"])
             .arg(format!("--source=dir:{}", folder.display()))
+            .arg(format!("--admin-socket={}", socket.display()))
             .env_clear()
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self { child, log }
+        Self { child, log, socket }
     }
 
     /// Reads the log up to an event with this message.
@@ -113,9 +117,19 @@ fn address(value: &Value) -> SocketAddr {
 }
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
+    let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    ask(stream, path)
+}
+
+fn get_by_socket(socket: &Path, path: &str) -> (u16, String) {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    ask(stream, path)
+}
+
+fn ask(mut stream: impl Read + Write, path: &str) -> (u16, String) {
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -167,6 +181,7 @@ struct Draining {
     client: TcpStream,
     pod: TcpStream,
     metrics: SocketAddr,
+    admin: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
@@ -176,7 +191,8 @@ impl Draining {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("all.yaml"), manifests(listener.local_addr().unwrap())).unwrap();
         let mut posthouse = Posthouse::start(folder.path());
-        let metrics = address(&posthouse.event("admin and metrics listen")["metrics"]);
+        let health = posthouse.event("admin and metrics listen");
+        let (admin, metrics) = (address(&health["admin"]), address(&health["metrics"]));
         let ready = posthouse.event("ready");
         let outbound = ready["outbound"].as_str().unwrap().trim_matches(['[', ']']).parse::<SocketAddr>().unwrap();
         let mut client = TcpStream::connect(outbound).unwrap();
@@ -187,7 +203,7 @@ impl Draining {
         assert!(pod.read(&mut [0; 1024]).unwrap() > 0, "the pod has the request");
         posthouse.signal();
         posthouse.event("draining: listeners close, requests in flight may finish");
-        Self { posthouse, client, pod, metrics, _folder: folder }
+        Self { posthouse, client, pod, metrics, admin, _folder: folder }
     }
 }
 
@@ -211,11 +227,21 @@ fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 #[test]
-fn a_request_in_flight_is_finished_while_readiness_is_off() {
-    let Draining { mut posthouse, mut client, mut pod, metrics, _folder } = Draining::start();
-    let (status, body) = get(metrics, "/readyz");
+fn a_request_in_flight_is_finished_while_readiness_is_off_and_the_ports_are_a_successors() {
+    let Draining { mut posthouse, mut client, mut pod, metrics, admin, _folder } = Draining::start();
+    let (status, body) = get_by_socket(&posthouse.socket, "/readyz");
     assert_eq!((status, body.contains("- draining")), (503, true), "{body}");
-    assert_eq!(get(metrics, "/livez").0, 200);
+    assert_eq!(get_by_socket(&posthouse.socket, "/livez").0, 200);
+    // The listeners are closed by tasks of their own, a moment after the event.
+    for port in [metrics, admin] {
+        let begun = Instant::now();
+        while TcpStream::connect(port).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "{port} is still open");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let (code, words) = ready(&posthouse.socket);
+    assert!(code == Some(1) && words.contains("draining"), "{words}");
     pod.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap();
     let mut answer = String::new();
     // Up to the end of the connection, which therefore comes by itself.
@@ -224,6 +250,37 @@ fn a_request_in_flight_is_finished_while_readiness_is_off() {
     assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
     posthouse.event("ended, every request was finished");
     assert_eq!(posthouse.exit_code(), Some(0));
+}
+
+/// What `posthouse ready` says.
+fn ready(socket: &Path) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_posthouse"))
+        .args(["ready", "--admin-socket"])
+        .arg(socket)
+        .env_clear()
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn ready_asks_this_very_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join(".admin.sock");
+    let (code, words) = ready(&socket);
+    assert!(code == Some(1) && words.contains("no proxy answers") && words.lines().count() == 1, "{words}");
+    std::fs::write(folder.path().join("all.yaml"), manifests("127.0.1.7:8080".parse().unwrap())).unwrap();
+    let mut first = Posthouse::start(folder.path());
+    first.event("ready");
+    assert_eq!(ready(&socket), (Some(0), String::new()));
+    // It is killed, so that the socket stays behind: nobody answers there, and the next one takes its place.
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    let (code, words) = ready(&socket);
+    assert!(code == Some(1) && words.contains("no proxy answers"), "{words}");
+    let mut second = Posthouse::start(folder.path());
+    second.event("ready");
+    assert_eq!(ready(&socket), (Some(0), String::new()));
 }
 
 #[test]

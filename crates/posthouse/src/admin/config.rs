@@ -61,6 +61,7 @@ fn effective(config: &Config) -> Value {
         outbound_listen,
         link_listen,
         admin_listen,
+        admin_socket,
         metrics_listen,
         workers,
         missing_peer,
@@ -78,6 +79,7 @@ fn effective(config: &Config) -> Value {
         "outbound-listen": outbound_listen,
         "link-listen": link_listen,
         "admin-listen": admin_listen,
+        "admin-socket": admin_socket,
         "metrics-listen": metrics_listen,
         "workers": workers,
         "missing-peer": match missing_peer {

@@ -69,7 +69,7 @@ fn directory() -> Directory {
 fn config() -> Config {
     use clap::Parser;
     let argv = ["posthouse", "run", "--node-name=node-a", "--node-ip=10.0.0.1", "--workers=2", "--drain=5s"];
-    let Command::Run(run) = Cli::try_parse_from(argv).unwrap().command;
+    let Command::Run(run) = Cli::try_parse_from(argv).unwrap().command else { panic!("not run") };
     let around = Surroundings { env: |_| None, namespace_file: "/nonexistent".into(), cores: 1 };
     run.into_config(&around).unwrap()
 }

@@ -15,6 +15,7 @@ fn config_in(around: &Surroundings, flags: &[&str]) -> Result<Config, String> {
     let argv: Vec<OsString> = ["posthouse", "run"].iter().chain(flags).map(OsString::from).collect();
     match Cli::try_parse_from(&argv) {
         Ok(Cli { command: Command::Run(run) }) => run.into_config(around),
+        Ok(_) => panic!("another command"),
         Err(error) => Err(one_line(&error, &argv)),
     }
 }

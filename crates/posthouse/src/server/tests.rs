@@ -1,6 +1,7 @@
 //! The server over real sockets, and the small client that the tests of its two users share.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::*;
@@ -33,7 +34,7 @@ impl Running {
         let listener = bind("--test", "127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(());
-        Self { address, stop, task: tokio::spawn(serve(listener, Arc::new(handler), stopped)) }
+        Self { address, stop, task: tokio::spawn(serve(Listener::Tcp(listener), Arc::new(handler), stopped)) }
     }
 
     /// Sends one request of HTTP/1.0, whose answer ends with the connection.
@@ -116,4 +117,33 @@ async fn an_address_that_cannot_be_bound_is_named_with_its_flag() {
     let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let error = check_bind("--link-listen", foreign.local_addr().unwrap()).unwrap_err().to_string();
     assert!(error.contains("another program"), "{error}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_ours_alone_and_replaces_a_stale_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    drop(bind_unix("--test", &path).unwrap());
+    assert!(path.exists(), "a process that ends by force leaves its socket behind");
+    let listener = bind_unix("--test", &path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut server = Listener::Unix(listener).accept().await.unwrap();
+    server.write_all(b"hello").await.unwrap();
+    drop(server);
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "hello");
+}
+
+#[tokio::test]
+async fn a_file_in_the_unix_sockets_place_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    std::fs::write(&path, "precious").unwrap();
+    let error = bind_unix("--test", &path).unwrap_err().to_string();
+    assert!(error.contains("no socket") && error.contains("--test"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    let error = bind_unix("--test", &folder.path().join("none/admin.sock")).unwrap_err().to_string();
+    assert!(error.contains("its folder must exist"), "{error}");
 }
