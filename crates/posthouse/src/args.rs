@@ -4,6 +4,7 @@
 //! Never name a variable `POSTHOUSE_PORT*` or `POSTHOUSE_SERVICE_*`: Kubernetes sets those in every pod of a namespace
 //! that has a Service called `posthouse`.
 
+mod env;
 mod message;
 mod values;
 
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use posthouse_discovery::Source;
 use posthouse_proxy::MissingPeer;
 
+pub(crate) use env::{EnvArgs, EnvFormat};
 pub(crate) use message::one_line;
 
 /// Where Kubernetes writes a pod's own namespace.
@@ -59,6 +61,10 @@ pub(crate) enum Command {
     ///
     /// Exit code 0 when it is, 1 when it is not or does not answer, with the reason on stderr.
     Ready(ReadyArgs),
+    /// Print the environment that sends a workload's requests through its node's proxy
+    ///
+    /// As YAML for a container's manifest, or as a patch of a workload. Nothing is changed in any cluster.
+    Env(EnvArgs),
 }
 
 /// The flags of `posthouse run`.

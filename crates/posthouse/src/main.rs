@@ -4,6 +4,7 @@
 
 mod admin;
 mod args;
+mod env;
 mod logging;
 mod process;
 mod readiness;
@@ -19,6 +20,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -67,10 +69,19 @@ fn main() -> ExitCode {
             flags.into_config(&Surroundings::of_process()).map_err(Failure::Usage).and_then(run::run)
         }
         Command::Ready(flags) => ready::ready(&flags.admin_socket).map_err(Failure::from),
+        Command::Env(flags) => print(&env::render(&flags)).map_err(Failure::from),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure),
+    }
+}
+
+/// Writes a command's output. A reader that has left (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("stdout cannot be written"),
+        _ => Ok(()),
     }
 }
 

@@ -12,8 +12,14 @@ use crate::args::Cli;
 use crate::telemetry;
 
 /// The sections that are made from the code, by the name in their marker.
-fn sections() -> [(&'static str, String); 4] {
-    [("flags", flags()), ("paths", paths()), ("metrics", metrics()), ("errors", errors())]
+fn sections() -> [(&'static str, String); 5] {
+    [
+        ("flags", flags()),
+        ("env flags", typed_flags("env")),
+        ("paths", paths()),
+        ("metrics", metrics()),
+        ("errors", errors()),
+    ]
 }
 
 fn flags() -> String {
@@ -35,6 +41,23 @@ fn flags() -> String {
     text
 }
 
+/// The flags of a subcommand that people type, so that none has a variable.
+fn typed_flags(subcommand: &str) -> String {
+    let cli = Cli::command();
+    let command = cli.find_subcommand(subcommand).unwrap();
+    let mut text = String::from("\n| flag | default | meaning |\n|---|---|---|\n");
+    for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+        assert!(arg.get_env().is_none(), "{arg}: it would have to stand in the table");
+        let (help, default) = help_and_default(arg);
+        let (value, default) = match arg.get_action().takes_values() {
+            true => (format!(" {}", arg.get_value_names().unwrap()[0]), default),
+            false => (String::new(), "off".to_owned()),
+        };
+        writeln!(text, "| `--{}{value}` | {default} | {} |", arg.get_long().unwrap(), cell(&help)).unwrap();
+    }
+    text
+}
+
 /// The help in one paragraph and, taken out of it, the default.
 fn help_and_default(arg: &Arg) -> (String, String) {
     let help = arg.get_long_help().or(arg.get_help()).unwrap().to_string();
@@ -49,7 +72,7 @@ fn help_and_default(arg: &Arg) -> (String, String) {
     let choices: Vec<String> = arg
         .get_possible_values()
         .iter()
-        .filter(|value| !value.is_hide_set())
+        .filter(|value| !value.is_hide_set() && arg.get_action().takes_values())
         .map(|value| format!("`{}`", value.get_name()))
         .collect();
     if !choices.is_empty() {

@@ -3,8 +3,8 @@
 
 use std::ffi::OsString;
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory};
 
 use super::Cli;
 
@@ -25,7 +25,10 @@ pub(crate) fn one_line(error: &clap::Error, argv: &[OsString]) -> String {
     }
     let mut text = words.join(" ");
     if matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand) {
-        text.push_str("; 'posthouse run --help' lists the flags");
+        text.push_str(&match subcommand(argv) {
+            Some(command) => format!("; 'posthouse {command} --help' lists the flags"),
+            None => "; 'posthouse --help' lists the commands".to_owned(),
+        });
     }
     if let Some(variable) = variable_of(error, argv) {
         text.push_str(&format!(" (from the environment variable {variable})"));
@@ -46,7 +49,13 @@ fn variable_of(error: &clap::Error, argv: &[OsString]) -> Option<String> {
         return None;
     }
     let cli = Cli::command();
-    let run: &Command = cli.find_subcommand("run")?;
-    let arg = run.get_arguments().find(|arg| arg.get_long() == Some(long))?;
+    let command = cli.find_subcommand(subcommand(argv)?)?;
+    let arg = command.get_arguments().find(|arg| arg.get_long() == Some(long))?;
     Some(arg.get_env()?.to_string_lossy().into_owned())
+}
+
+/// The subcommand, which stands first since the program itself has no flags but --help and --version.
+fn subcommand(argv: &[OsString]) -> Option<&str> {
+    let word = argv.get(1)?.to_str()?;
+    Cli::command().find_subcommand(word).map(|_| word)
 }

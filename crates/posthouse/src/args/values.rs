@@ -49,6 +49,19 @@ pub(super) fn domain(text: &str) -> Result<String, String> {
     node_name(&text.trim_matches('.').to_ascii_lowercase()).map_err(|_| "write a DNS name, as in cluster.local".into())
 }
 
+/// A name, an address or an IPv4 network as it stands in NO_PROXY. Only what all programs take for the same: no wildcards
+/// (curl, Python and gRPC do not know them) and no brackets (Python's httpx fails on them).
+pub(super) fn no_proxy(text: &str) -> Result<String, String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b".-_:/".contains(&b);
+    match text {
+        "" => Err("an empty name; write names with commas between them, without spaces".into()),
+        text if text.bytes().all(good) => Ok(text.to_owned()),
+        text if text.contains('[') => Err("write an IPv6 address without brackets, as in fd00::1".into()),
+        text if text.contains('*') => Err("write .example.com for every name below example.com".into()),
+        _ => Err("write a name or an address, as in api.example.com, .example.com or 192.0.2.7".into()),
+    }
+}
+
 /// A number of threads.
 pub(super) fn workers(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().ok().filter(|n: &NonZeroUsize| n.get() <= 1024).ok_or_else(|| "write a number from 1 to 1024".into())
