@@ -37,7 +37,8 @@ pub struct Connection {
     sender: Option<Sender>,
 }
 
-enum Sender {
+/// The sending end of an open connection; the connection's task ends with it.
+pub(crate) enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
 }
@@ -82,34 +83,44 @@ impl Connection {
 
     async fn open(&self) -> Result<Sender, Failure> {
         let io = TokioIo::new(connect(self.local, self.to).await?);
-        // The connection's task ends with its sender.
-        match self.protocol {
-            Protocol::Http1 => {
-                let (sender, connection) = http1::handshake(io).await?;
-                tokio::spawn(connection);
-                Ok(Sender::Http1(sender))
-            }
-            Protocol::Http2 => {
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
-                tokio::spawn(connection);
-                Ok(Sender::Http2(sender))
-            }
-        }
+        Ok(Sender::open(io, self.protocol).await?)
     }
 }
 
 impl Sender {
-    async fn try_send(&mut self, request: Request<Full<Bytes>>) -> TrySend<Response<Incoming>> {
-        // An ended connection makes `ready` fail and then hands the request back unsent.
+    /// Begins to speak `protocol` over `io`.
+    pub(crate) async fn open<I>(io: I, protocol: Protocol) -> hyper::Result<Self>
+    where
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    {
+        match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::handshake(io).await?;
+                tokio::spawn(connection.with_upgrades());
+                Ok(Self::Http1(sender))
+            }
+            Protocol::Http2 => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+                tokio::spawn(connection);
+                Ok(Self::Http2(sender))
+            }
+        }
+    }
+
+    /// Whether another request can be sent: not once the other side has ended the connection.
+    pub(crate) async fn is_ready(&mut self) -> bool {
         match self {
-            Self::Http1(sender) => {
-                let _ = sender.ready().await;
-                sender.try_send_request(request).await
-            }
-            Self::Http2(sender) => {
-                let _ = sender.ready().await;
-                sender.try_send_request(request).await
-            }
+            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http2(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    pub(crate) async fn try_send(&mut self, request: Request<Full<Bytes>>) -> TrySend<Response<Incoming>> {
+        // An ended connection is not ready, and then hands the request back unsent.
+        let _ = self.is_ready().await;
+        match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
         }
     }
 }

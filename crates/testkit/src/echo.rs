@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::Place;
 use crate::server::{self, Body};
+use crate::{Place, Shutdown};
 
 /// The longest body that is answered in full; longer ones are for `/sink`.
 const MAX_ECHO: usize = 1 << 20;
@@ -44,12 +44,12 @@ struct Counters {
     bytes_taken: AtomicU64,
 }
 
-/// Serves `echo` on `listener` until `shutdown` is cancelled.
+/// Serves `echo` on `listener` until `shutdown`.
 ///
 /// # Errors
 /// When the listener fails for good.
-pub async fn serve(listener: TcpListener, place: Place, shutdown: CancellationToken) -> io::Result<()> {
-    let echo = Arc::new(Echo { place, counters: Arc::default(), shutdown: shutdown.clone() });
+pub async fn serve(listener: TcpListener, place: Place, shutdown: Shutdown) -> io::Result<()> {
+    let echo = Arc::new(Echo { place, counters: Arc::default(), shutdown: shutdown.begun.clone() });
     server::serve(listener, shutdown, move |request| {
         let echo = Arc::clone(&echo);
         async move { echo.handle(request).await }
@@ -65,6 +65,12 @@ struct Echo {
 
 impl Echo {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let mut response = self.answer(request).await;
+        self.place.mark(response.headers_mut());
+        response
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         if path == "/counters" {
             return json_response(StatusCode::OK, &self.counters.as_json());

@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tonic::codegen::Service as _;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Place, server};
+use crate::{Place, Shutdown, server};
 use proto::greeter_server::{Greeter, GreeterServer};
 use proto::{CountersReply, CountersRequest, HelloReply, HelloRequest};
 
@@ -27,11 +26,11 @@ pub mod proto {
 /// The descriptors of `proto/helloworld.proto`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/helloworld.bin"));
 
-/// Serves `greeter` on `listener` until `shutdown` is cancelled.
+/// Serves `greeter` on `listener` until `shutdown`.
 ///
 /// # Errors
 /// When the listener fails for good or the descriptors are broken.
-pub async fn serve(listener: TcpListener, place: Place, shutdown: CancellationToken) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, place: Place, shutdown: Shutdown) -> io::Result<()> {
     let service = GreeterServer::new(Service { place, calls: Arc::default() });
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GreeterServer<Service>>().await;

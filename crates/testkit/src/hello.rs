@@ -1,33 +1,35 @@
 //! `hello`: answers every request with one line that names its pod and node.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-use crate::{Place, server};
+use crate::{Place, Shutdown, server};
 
-/// Serves `hello` on `listener` until `shutdown` is cancelled.
+/// Serves `hello` on `listener` until `shutdown`.
 ///
 /// # Errors
 /// When the listener fails for good.
-pub async fn serve(listener: TcpListener, place: Place, shutdown: CancellationToken) -> io::Result<()> {
-    let line: Arc<str> = format!("hello from {} on {}\n", place.pod, place.node).into();
+pub async fn serve(listener: TcpListener, place: Place, shutdown: Shutdown) -> io::Result<()> {
+    let line = Bytes::from(line(&place));
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    place.mark(&mut headers);
     server::serve(listener, shutdown, move |_request| {
-        let line = Arc::clone(&line);
-        async move {
-            let body = Full::new(Bytes::copy_from_slice(line.as_bytes())).boxed_unsync();
-            let mut response = Response::new(body);
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-            response
-        }
+        let mut response = Response::new(Full::new(line.clone()).boxed_unsync());
+        *response.headers_mut() = headers.clone();
+        std::future::ready(response)
     })
     .await
+}
+
+/// How a pod introduces itself.
+pub(crate) fn line(place: &Place) -> String {
+    format!("hello from {} on {}\n", place.pod, place.node)
 }
 
 /// Reads `hello`'s line back.

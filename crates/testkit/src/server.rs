@@ -18,35 +18,66 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// How long requests in flight may take after the shutdown began.
-const GRACE: Duration = Duration::from_secs(2);
-
 /// HTTP/2 streams that one connection may carry. Above hyper's 200, since a proxy brings the requests of many clients.
 const MAX_STREAMS: u32 = 10_000;
 
 /// A body of any kind that cannot fail.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Serves until `shutdown` is cancelled, then lets requests in flight finish for [`GRACE`].
+/// When a server ends, and how long what is under way may then take.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    /// Cancelled when the end begins: no new connections, and each connection ends with its request under way.
+    pub begun: CancellationToken,
+    /// What is not done after this time is cut off.
+    pub grace: Duration,
+}
+
+impl Shutdown {
+    /// The usual time for requests under way: these workloads answer at once unless they were asked to wait.
+    pub const GRACE: Duration = Duration::from_secs(2);
+
+    /// Begins with `begun`, with the usual grace.
+    #[must_use]
+    pub fn new(begun: CancellationToken) -> Self {
+        Self { begun, grace: Self::GRACE }
+    }
+}
+
+/// Serves until the shutdown begins, then lets requests in flight finish; HTTP/1.1 clients hear `Connection: close`.
 ///
 /// # Errors
 /// When the listener fails for good.
-pub(crate) async fn serve<H, F, B>(listener: TcpListener, shutdown: CancellationToken, handler: H) -> io::Result<()>
+pub(crate) async fn serve<H, F, B>(listener: TcpListener, shutdown: Shutdown, handler: H) -> io::Result<()>
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let begun = shutdown.begun.clone();
+    accept(listener, shutdown, move |stream| connection(stream, begun.clone(), handler.clone())).await
+}
+
+/// Runs `connection` for each client until the shutdown begins, then waits for those that are open.
+///
+/// # Errors
+/// When the listener fails for good.
+pub(crate) async fn accept<C, F>(listener: TcpListener, shutdown: Shutdown, connection: C) -> io::Result<()>
+where
+    C: Fn(TcpStream) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => break,
+            () = shutdown.begun.cancelled() => break,
         };
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, shutdown.clone(), handler.clone()));
+                let _ = stream.set_nodelay(true);
+                connections.spawn(connection(stream));
             }
             // Out of descriptors or a client that left already: neither ends the server.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -56,7 +87,7 @@ where
     drop(listener);
     let all_done = async { while connections.join_next().await.is_some() {} };
     // What is still open after the grace time is aborted as the set is dropped.
-    let _ = tokio::time::timeout(GRACE, all_done).await;
+    let _ = tokio::time::timeout(shutdown.grace, all_done).await;
     Ok(())
 }
 
@@ -67,7 +98,6 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let _ = stream.set_nodelay(true);
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http2().max_concurrent_streams(MAX_STREAMS);
     let service = service_fn(move |request| {

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use posthouse_testkit::client::{Connection, Protocol, connect, tunnel};
 use posthouse_testkit::greeter::proto::greeter_client::GreeterClient;
 use posthouse_testkit::greeter::proto::{CountersReply, CountersRequest, HelloRequest};
-use posthouse_testkit::{Place, echo, greeter, hello, load};
+use posthouse_testkit::{Place, Shutdown, echo, greeter, hello, tcp};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -33,7 +33,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start<F>(server: impl FnOnce(TcpListener, Place, CancellationToken) -> F) -> Self
+    async fn start<F>(server: impl FnOnce(TcpListener, Place, Shutdown) -> F) -> Self
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
     {
@@ -41,7 +41,7 @@ impl Running {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let place = Place::new("pod-1", "node-1");
-        let task = tokio::spawn(server(listener, place, shutdown.clone()));
+        let task = tokio::spawn(server(listener, place, Shutdown::new(shutdown.clone())));
         Self { address, shutdown, task }
     }
 
@@ -89,8 +89,12 @@ impl Running {
 async fn hello_names_its_pod_and_node() {
     let server = Running::start(hello::serve).await;
     let request = server.request(Protocol::Http1, "GET", "/", b"");
-    let (_, body) = server.connection(Protocol::Http1).send(request).await.unwrap();
+    let (head, body) = server.connection(Protocol::Http1).send(request).await.unwrap();
     assert_eq!(body, "hello from pod-1 on node-1\n");
+    assert_eq!(
+        (&head.headers["x-pod"], &head.headers["x-node"]),
+        (&"pod-1".parse().unwrap(), &"node-1".parse().unwrap())
+    );
     assert_eq!(hello::parse("hello from pod-1 on node-1\n"), Some(Place::new("pod-1", "node-1")));
     server.end().await;
 }
@@ -105,6 +109,7 @@ async fn echo_answers_what_it_was_asked_over_both_protocols() {
         let (head, body) = server.connection(protocol).send(request).await.unwrap();
         let answer: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(head.status, StatusCode::OK);
+        assert_eq!(head.headers["x-pod"], "pod-1");
         assert_eq!(answer["http_version"], version);
         assert_eq!(
             (&answer["method"], &answer["path"], &answer["query"]),
@@ -130,6 +135,39 @@ async fn echo_answers_what_it_was_asked_over_both_protocols() {
         let (head, bytes) = server.connection(protocol).send(request).await.unwrap();
         assert_eq!((head.headers["content-length"].as_bytes(), bytes.len()), (&b"200000"[..], 200_000));
     }
+    server.end().await;
+}
+
+#[tokio::test]
+async fn tcp_speaks_first_then_sends_all_bytes_back() {
+    let server = Running::start(tcp::serve).await;
+    let mut stream = connect(None, server.address).await.unwrap();
+    let mut line = vec![0; "hello from pod-1 on node-1\n".len()];
+    stream.read_exact(&mut line).await.unwrap();
+    assert_eq!(line, b"hello from pod-1 on node-1\n");
+    stream.write_all(b"one\ntwo").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"one\ntwo");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_finishes_what_is_under_way_and_closes() {
+    let server = Running::start(echo::serve).await;
+    let mut stream = connect(None, server.address).await.unwrap();
+    stream.write_all(b"POST /letter HTTP/1.1\r\nHost: e\r\nContent-Length: 6\r\n\r\nlet").await.unwrap();
+    server.until(|counters| counters["in_flight"] == 1).await;
+    server.shutdown.cancel();
+    // Nobody else gets in.
+    while connect(None, server.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    stream.write_all(b"ter").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("connection: close\r\n"), "{answer}");
     server.end().await;
 }
 
@@ -241,25 +279,6 @@ async fn greeter_greets_streams_chats_and_counts_what_was_given_up() {
 
 fn tokio_stream_of<T: Send + 'static>(items: Vec<T>) -> impl futures_util::Stream<Item = T> + Send + 'static {
     futures_util::stream::iter(items)
-}
-
-#[tokio::test]
-async fn load_counts_good_and_bad_answers_by_second() {
-    let server = Running::start(echo::serve).await;
-    let plan = |path: &str| load::Plan {
-        proxy: None,
-        url: format!("http://{}{path}", server.address).parse().unwrap(),
-        local: None,
-        concurrency: 2,
-        rate: 40,
-        seconds: 1,
-    };
-    let mut heard = 0;
-    let report = load::run(&plan("/status/200"), |_, _| heard += 1).await.unwrap();
-    assert_eq!((report.ok, report.failed, heard, report.seconds.len()), (40, 0, 1, 1));
-    let report = load::run(&plan("/status/503"), |_, _| {}).await.unwrap();
-    assert_eq!((report.ok, report.failed, report.reasons["status 503"]), (0, 40, 40));
-    server.end().await;
 }
 
 #[tokio::test]
