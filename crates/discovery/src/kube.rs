@@ -15,6 +15,7 @@ use crate::writer::Writer;
 
 mod api;
 mod feed;
+mod permissions;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -22,6 +23,8 @@ mod watch;
 use api::Api;
 use feed::Feed;
 use watch::Watch;
+
+pub use permissions::{PERMISSIONS, Permission, Verb};
 
 /// Under this name problems with objects of the API are shown.
 pub(crate) const SOURCE: &str = "kube";

@@ -22,6 +22,7 @@ mod translate;
 mod view;
 mod writer;
 
+pub use self::kube::{PERMISSIONS, Permission, Verb};
 pub use source::{Source, SourceError};
 pub use status::{Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
 

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Timing;
+use super::permissions::{Permission, Verb};
 use crate::status::Kind;
 
 /// Why an answer is none.
@@ -63,6 +64,7 @@ const MAX_ERROR: usize = 64 << 10;
 pub(crate) struct Api {
     client: Client,
     kind: Kind,
+    permission: Permission,
     request: Arc<Request>,
     fields: Option<String>,
     timing: Timing,
@@ -71,22 +73,23 @@ pub(crate) struct Api {
 impl Api {
     /// Pods are asked for by node, everything else of the whole cluster.
     pub(crate) fn new(client: Client, kind: Kind, node_name: &str, timing: Timing) -> Self {
-        let path = match kind {
-            Kind::Service => "/api/v1/services",
-            Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
-            Kind::Pod => "/api/v1/pods",
-            Kind::Node => "/api/v1/nodes",
-        };
+        let permission = Permission::to_read(kind);
         let fields = (kind == Kind::Pod).then(|| format!("spec.nodeName={node_name}"));
-        Self { client, kind, request: Arc::new(Request::new(path)), fields, timing }
+        Self { client, kind, permission, request: Arc::new(Request::new(permission.path())), fields, timing }
     }
 
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
 
+    /// Every request names its verb here, so that the tests end one that the list of permissions does not have.
+    fn expect_allowed(&self, verb: Verb) {
+        debug_assert!(self.permission.verbs.contains(&verb), "no permission to {verb} {}", self.permission.resource);
+    }
+
     /// The text of one page: the first, or the one that `token` continues with.
     pub(crate) async fn page(&self, token: Option<&str>) -> Result<String, Failure> {
+        self.expect_allowed(Verb::List);
         let params = ListParams {
             field_selector: self.fields.clone(),
             limit: Some(self.timing.page_size),
@@ -105,6 +108,7 @@ impl Api {
 
     /// Begins to watch what changes after `version`.
     pub(crate) async fn watch(&self, version: &str) -> Result<Lines, Failure> {
+        self.expect_allowed(Verb::Watch);
         // Bookmarks are on by default; the server ends the watch after 290 s, and we begin the next.
         let params = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
         let request = self.request.watch(&params, version).map_err(|error| Failure::Other(chain(&error)))?;
