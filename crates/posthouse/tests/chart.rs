@@ -1,0 +1,320 @@
+//! Holds charts/posthouse against the program: permissions, variables, defaults, the words about each value. What takes Helm to
+//! see (that it renders, what it refuses) is in e2e/kubernetes/test_chart.py. `UPDATE_REFERENCE=1 cargo test -p posthouse
+//! --test chart` writes anew the tables that are made here.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails in a helper fails its test")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use posthouse_discovery::PERMISSIONS;
+use serde_json::Value as Json;
+use serde_norway::{Mapping, Value as Yaml};
+
+const UPDATE: &str = "UPDATE_REFERENCE=1 cargo test -p posthouse --test chart";
+
+/// A file of the repository.
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn template(name: &str) -> String {
+    read(&format!("charts/posthouse/templates/{name}"))
+}
+
+/// Every template's name and text.
+fn templates() -> Vec<(String, String)> {
+    let entries = std::fs::read_dir(path("charts/posthouse/templates")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.map(|name| (name.clone(), template(&name))).collect()
+}
+
+/// Compares a section of a page with what it must be, or writes it.
+fn hold(page: &str, section: &str, wanted: &str) {
+    let text = read(page);
+    let (begin, end) = (format!("<!-- begin {section} -->\n"), format!("<!-- end {section} -->"));
+    let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("no {begin:?} in {page}"));
+    let (found, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end:?} in {page}"));
+    let wanted = format!("\n{wanted}\n");
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(path(page), format!("{before}{begin}{wanted}{end}{after}")).unwrap();
+        return;
+    }
+    for (found, wanted) in found.lines().zip(wanted.lines()) {
+        assert_eq!(found, wanted, "{page}; {UPDATE}");
+    }
+    assert_eq!(found, wanted, "{page}; {UPDATE}");
+}
+
+/// Text as the cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+#[test]
+fn the_cluster_role_grants_what_the_program_asks_for_and_nothing_else() {
+    let text = template("clusterrole.yaml");
+    let (_, rules) = text.split_once("\nrules:\n").expect("clusterrole.yaml has rules");
+    let rules = rules.trim_end().strip_suffix("{{- end }}").expect("the rules are the template's end");
+    assert!(!rules.contains("{{"), "the rules must be plain YAML, so that they can be compared");
+    let rules: Vec<Mapping> = serde_norway::from_str(rules).unwrap();
+    let mut granted = BTreeSet::new();
+    for rule in &rules {
+        let keys: Vec<&str> = rule.keys().map(|key| key.as_str().unwrap()).collect();
+        assert_eq!(keys, ["apiGroups", "resources", "verbs"]);
+        let words = |key: &str| rule[key].as_sequence().unwrap().iter().map(|word| word.as_str().unwrap().to_owned());
+        for group in words("apiGroups") {
+            for resource in words("resources") {
+                for verb in words("verbs") {
+                    let right = (group.clone(), resource.clone(), verb);
+                    assert!(granted.insert(right.clone()), "{right:?} is granted twice");
+                }
+            }
+        }
+    }
+    let needed: BTreeSet<_> = PERMISSIONS
+        .iter()
+        .flat_map(|p| p.verbs.iter().map(|verb| (p.group.to_owned(), p.resource.to_owned(), verb.as_str().to_owned())))
+        .collect();
+    assert_eq!(granted, needed, "clusterrole.yaml (left) and posthouse_discovery::PERMISSIONS (right)");
+    // All of them are of the whole cluster, and there is no second role with more.
+    for (name, text) in templates() {
+        let roles = text.lines().filter(|line| matches!(line.trim(), "kind: Role" | "kind: ClusterRole")).count();
+        // The binding names the role, too.
+        assert_eq!(roles, usize::from(name.starts_with("clusterrole")), "{name}");
+    }
+}
+
+#[test]
+fn the_page_on_discovery_lists_the_permissions() {
+    let mut table = String::from("| resource | verbs | what for |\n|---|---|---|\n");
+    for permission in PERMISSIONS {
+        let resource = match permission.group {
+            "" => permission.resource.to_owned(),
+            group => format!("{}.{group}", permission.resource),
+        };
+        let verbs: Vec<&str> = permission.verbs.iter().map(|verb| verb.as_str()).collect();
+        writeln!(table, "| `{resource}` | {} | {} |", verbs.join(", "), cell(permission.why)).unwrap();
+    }
+    hold("docs/discovery.md", "permissions", &table);
+}
+
+/// A flag of `posthouse run` as docs/reference.md has it, which is itself held against the code.
+struct Flag {
+    name: String,
+    variable: String,
+    default: String,
+    help: String,
+}
+
+fn flags() -> Vec<Flag> {
+    let page = read("docs/reference.md");
+    let (_, rest) = page.split_once("<!-- begin flags -->").unwrap();
+    let (table, _) = rest.split_once("<!-- end flags -->").unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `--"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let name = cells[0].trim_matches('`').split(' ').next().unwrap();
+        let plain = |cell: &str| cell.trim_matches('`').to_owned();
+        Flag { name: name.to_owned(), variable: plain(cells[1]), default: plain(cells[2]), help: plain(cells[3]) }
+    })
+    .collect()
+}
+
+#[test]
+fn every_flag_is_set_by_the_chart_or_left_alone_on_purpose() {
+    /// Where the default is right in a pod: the source is `kube`; the ports are fixed, since an address with a port
+    /// of one's own cannot be made of `status.hostIPs` in a manifest.
+    const LEFT: [&str; 5] = [
+        "POSTHOUSE_SOURCE",
+        "POSTHOUSE_OUTBOUND_LISTEN",
+        "POSTHOUSE_LINK_LISTEN",
+        "POSTHOUSE_ADMIN_LISTEN",
+        "POSTHOUSE_METRICS_LISTEN",
+    ];
+    let text = template("daemonset.yaml");
+    let set: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.trim().strip_prefix("- name: ")).filter(|n| n.contains('_')).collect();
+    let flags = flags();
+    let known: BTreeSet<&str> = flags.iter().map(|flag| flag.variable.as_str()).collect();
+    for variable in &set {
+        assert!(known.contains(variable), "daemonset.yaml sets {variable}, which posthouse run does not read");
+        for taken in ["POSTHOUSE_PORT", "POSTHOUSE_SERVICE_"] {
+            assert!(!variable.starts_with(taken), "Kubernetes itself sets {variable} beside a Service posthouse");
+        }
+    }
+    for variable in known {
+        let (set, left) = (set.contains(variable), LEFT.contains(&variable));
+        assert!(set || left, "posthouse run reads {variable}: set it in daemonset.yaml or name it here with a reason");
+        assert!(!(set && left), "{variable} is set by daemonset.yaml and said to be left alone");
+    }
+}
+
+#[test]
+fn no_port_is_declared() {
+    let text = template("daemonset.yaml");
+    for line in text.lines().map(str::trim) {
+        for word in ["ports:", "containerPort", "hostPort"] {
+            assert!(!line.trim_start_matches("- ").starts_with(word), "a surge pod could not be scheduled: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_chart_has_the_programs_version() {
+    let chart: Mapping = serde_norway::from_str(&read("charts/posthouse/Chart.yaml")).unwrap();
+    for key in ["version", "appVersion"] {
+        assert_eq!(chart[key].as_str(), Some(env!("CARGO_PKG_VERSION")), "Chart.yaml: {key}");
+    }
+}
+
+#[test]
+fn the_notes_show_what_posthouse_env_prints() {
+    let output = Command::new(env!("CARGO_BIN_EXE_posthouse")).args(["env", "--indent", "5"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let wanted = String::from_utf8(output.stdout).unwrap().replace("cluster.local", "{{ .Values.clusterDomain }}");
+    let notes = template("NOTES.txt");
+    let begin = notes.find("     env:\n").expect("NOTES.txt has an env block");
+    let (before, rest) = notes.split_at(begin);
+    let (found, after) = rest.split_at(rest.find("\n\n").unwrap() + 1);
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(path("charts/posthouse/templates/NOTES.txt"), format!("{before}{wanted}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(found, wanted, "NOTES.txt; {UPDATE}");
+}
+
+fn schema() -> Json {
+    serde_json::from_str(&read("charts/posthouse/values.schema.json")).unwrap()
+}
+
+fn values() -> Mapping {
+    serde_norway::from_str(&read("charts/posthouse/values.yaml")).unwrap()
+}
+
+/// One value, or a group of them, in the order of values.yaml.
+struct Row {
+    name: String,
+    /// As the schema has it; none for a group.
+    default: Option<Json>,
+    description: String,
+    choices: Vec<String>,
+}
+
+/// Goes through values.yaml and the schema together; what one has and the other has not fails.
+fn rows(schema: &Json, values: &Mapping, above: &str, to: &mut Vec<Row>) {
+    let properties = schema["properties"].as_object().unwrap();
+    for name in properties.keys() {
+        assert!(values.contains_key(name.as_str()), "{above}{name} is in values.schema.json, not in values.yaml");
+    }
+    for (name, value) in values {
+        let name = name.as_str().unwrap();
+        let full = format!("{above}{name}");
+        let property =
+            properties.get(name).unwrap_or_else(|| panic!("{full} is in values.yaml, not in values.schema.json"));
+        let choices = property["enum"].as_array().into_iter().flatten().filter_map(Json::as_str);
+        to.push(Row {
+            name: full.clone(),
+            default: property.get("default").cloned(),
+            description: property["description"].as_str().unwrap_or_default().to_owned(),
+            choices: choices.map(|choice| format!("`{choice}`")).collect(),
+        });
+        match property.get("default") {
+            Some(default) => {
+                assert_eq!(
+                    *default,
+                    serde_json::to_value(value).unwrap(),
+                    "{full}: default in the schema and values.yaml"
+                );
+            }
+            None => rows(property, value.as_mapping().unwrap(), &format!("{full}."), to),
+        }
+    }
+}
+
+fn all_rows() -> Vec<Row> {
+    let mut all = Vec::new();
+    rows(&schema(), &values(), "", &mut all);
+    all
+}
+
+#[test]
+fn every_value_is_described_and_has_its_default() {
+    for Row { name, description, .. } in all_rows() {
+        assert!(description.ends_with('.'), "{name} needs a description in whole sentences: {description:?}");
+    }
+    described(&schema(), "values");
+}
+
+/// Everything below a schema is described, and nothing unknown passes.
+fn described(schema: &Json, at: &str) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let at = format!("{at}.{name}");
+        assert!(property["description"].as_str().is_some_and(|text| text.len() > 5), "{at} is not described");
+        assert!(property.get("type").or(property.get("enum")).is_some(), "{at} takes anything");
+        described(property, &at);
+    }
+    if schema.get("properties").is_some() {
+        assert_eq!(schema["additionalProperties"], false, "{at} lets typing errors pass");
+    }
+    if let Some(items) = schema.get("items") {
+        described(items, &format!("{at}[]"));
+    }
+}
+
+#[test]
+fn the_readme_lists_the_values() {
+    let mut table = String::from("| value | default | meaning |\n|---|---|---|\n");
+    for Row { name, default, description, choices } in all_rows().into_iter().filter(|row| row.name != "global") {
+        let choices = if choices.is_empty() { String::new() } else { format!(" One of {}.", choices.join(", ")) };
+        match default {
+            Some(default) => {
+                writeln!(table, "| `{name}` | `{default}` | {}{choices} |", cell(&description)).unwrap();
+            }
+            None => writeln!(table, "| **`{name}`** | | {} |", cell(&description)).unwrap(),
+        }
+    }
+    hold("charts/posthouse/README.md", "values", &table);
+}
+
+#[test]
+fn values_have_the_defaults_and_choices_of_their_flags() {
+    let flags = flags();
+    let rows = all_rows();
+    let named = |flag: &str, value: &str| {
+        let flag = flags.iter().find(|f| f.name == flag).unwrap_or_else(|| panic!("no flag {flag}"));
+        let row = rows.iter().find(|row| row.name == value).unwrap_or_else(|| panic!("no value {value}"));
+        (flag, row)
+    };
+    for (flag, value) in [
+        ("--cluster-domain", "clusterDomain"),
+        ("--missing-peer", "missingPeer"),
+        ("--tls", "tls"),
+        ("--log", "log.level"),
+        ("--log-format", "log.format"),
+    ] {
+        let (flag, row) = named(flag, value);
+        assert_eq!(row.default.as_ref().and_then(Json::as_str), Some(flag.default.as_str()), "{value}");
+        if !row.choices.is_empty() {
+            let choices = format!("One of {}.", row.choices.join(", "));
+            assert!(flag.help.ends_with(&choices), "{value}: {choices} {}: {}", flag.name, flag.help);
+        }
+    }
+    let (drain, row) = named("--drain", "drainSeconds");
+    assert_eq!(format!("{}s", row.default.as_ref().unwrap()), drain.default);
+}
+
+#[test]
+fn examples_are_yaml() {
+    for entry in std::fs::read_dir(path("charts/posthouse/examples")).unwrap() {
+        let file = entry.unwrap().path();
+        let example: Yaml = serde_norway::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!(example["kind"], "NetworkPolicy", "{}", file.display());
+    }
+}

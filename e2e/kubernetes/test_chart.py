@@ -1,0 +1,367 @@
+"""The chart as Helm sees it: what it renders, and what it refuses in which words. No cluster is needed, only Helm; HELM names
+it. How the chart fits to the program is held by crates/posthouse/tests/chart.rs."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/posthouse"
+CASES = sorted(CHART.glob("ci/*-values.yaml"))
+EVERYTHING = CHART / "ci/everything-values.yaml"
+MINIMAL = CHART / "ci/minimal-values.yaml"
+SELECTOR = {
+    "app.kubernetes.io/name": "posthouse",
+    "app.kubernetes.io/instance": "relay",
+    "app.kubernetes.io/component": "proxy",
+}
+
+
+def helm(*args, check=True):
+    program = shutil.which(os.environ.get("HELM", "helm"))
+    if program is None:
+        pytest.fail("these tests need Helm: set HELM to its path (e2e/cluster/build.sh builds one)", pytrace=False)
+    done = subprocess.run([program, *map(str, args)], capture_output=True, text=True, timeout=60)
+    assert not check or done.returncode == 0, f"helm {args}: {done.stderr}"
+    return done
+
+
+def render(*args, chart=CHART, release="relay"):
+    """The objects of a release in the namespace mesh, as kind -> object."""
+    text = helm("template", release, chart, "--namespace", "mesh", *args).stdout
+    objects = [document for document in yaml.safe_load_all(text) if document]
+    by_kind = {each["kind"]: each for each in objects}
+    assert len(by_kind) == len(objects), "one object a kind"
+    return by_kind
+
+
+def pod(*args):
+    return render(*args)["DaemonSet"]["spec"]["template"]["spec"]
+
+
+def container(*args):
+    (only,) = pod(*args)["containers"]
+    return only
+
+
+def env(*args):
+    """The container's variables; a reference as its field's path."""
+    variables = container(*args)["env"]
+    by_name = {v["name"]: v.get("value") or v["valueFrom"]["fieldRef"]["fieldPath"] for v in variables}
+    assert len(by_name) == len(variables), "each variable once"
+    return by_name
+
+
+def name(case):
+    return case.name.removesuffix("-values.yaml")
+
+
+@pytest.mark.parametrize("values", CASES, ids=name)
+def test_lint_finds_nothing(values):
+    done = helm("lint", "--strict", CHART, "--values", values)
+    assert "0 chart(s) failed" in done.stdout and "[WARNING]" not in done.stdout, done.stdout
+
+
+def test_by_default_these_objects_are_made():
+    objects = render()
+    assert set(objects) == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "DaemonSet"}
+    assert set(render("--values", MINIMAL)) == {"Service", "DaemonSet"}
+    everything = render("--values", EVERYTHING)
+    assert set(everything) == set(objects) | {"ResourceQuota", "PodMonitor", "ServiceMonitor"}
+
+
+@pytest.mark.parametrize("values", CASES, ids=name)
+def test_every_object_has_its_name_namespace_and_labels(values):
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    for kind, each in render("--values", values).items():
+        meta = each["metadata"]
+        wanted = {"ServiceAccount": {"posthouse", "mesh"}, "ResourceQuota": {"posthouse-critical-pods"}}
+        assert meta["name"] in wanted.get(kind, {"posthouse"}), kind
+        assert meta.get("namespace") == (None if kind.startswith("Cluster") else "mesh"), kind
+        labels = {
+            **SELECTOR,
+            "app.kubernetes.io/version": chart["appVersion"],
+            "app.kubernetes.io/managed-by": "Helm",
+            "helm.sh/chart": f"posthouse-{chart['version']}",
+        }
+        assert labels.items() <= meta["labels"].items(), kind
+
+
+@pytest.mark.parametrize("values", CASES, ids=name)
+def test_an_uninstall_leaves_nothing(values):
+    """What Helm does not remove: hooks, objects that are to be kept, CRDs, namespaces."""
+    for kind, each in render("--values", values).items():
+        assert not any(key.startswith("helm.sh/") for key in each["metadata"].get("annotations", {})), kind
+        assert kind not in ("Namespace", "CustomResourceDefinition")
+    assert not (CHART / "crds").exists()
+
+
+def test_names_are_fixed_whatever_the_release_is_called():
+    """The proxies find each other by the Service posthouse. A release may be a number, too."""
+    objects = render(release="7")
+    assert objects["Service"]["metadata"]["name"] == objects["DaemonSet"]["metadata"]["name"] == "posthouse"
+    assert objects["DaemonSet"]["metadata"]["labels"]["app.kubernetes.io/instance"] == "7"
+
+
+@pytest.mark.parametrize("values", CASES, ids=name)
+def test_nothing_privileged_but_the_host_network(values):
+    spec = pod("--values", values)
+    assert spec["hostNetwork"] is True and spec["dnsPolicy"] == "ClusterFirstWithHostNet"
+    assert not {"hostPID", "hostIPC"} & spec.keys()
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    (only,) = spec["containers"]
+    assert only["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }
+    assert "initContainers" not in spec
+    assert all(set(volume) == {"name", "emptyDir"} for volume in spec["volumes"]), "no host paths, no secrets"
+    assert all(volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"])
+    assert {volume["name"] for volume in spec["volumes"]} == {mount["name"] for mount in only["volumeMounts"]}
+    assert spec["enableServiceLinks"] is False
+
+
+def test_only_the_pod_gets_a_token():
+    objects = render()
+    assert objects["ServiceAccount"]["automountServiceAccountToken"] is False
+    spec = objects["DaemonSet"]["spec"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is True
+    assert spec["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
+    binding = render("--values", EVERYTHING)["ClusterRoleBinding"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "mesh", "namespace": "mesh"}]
+    assert binding["roleRef"]["name"] == "posthouse"
+
+
+@pytest.mark.parametrize("values", CASES, ids=name)
+def test_no_port_is_declared(values):
+    """On the host network each would be a host port, and a surge pod could not be scheduled."""
+    assert "ports" not in container("--values", values)
+
+
+def test_probes_ask_the_right_process_and_have_patience():
+    only = container()
+    start, ready, live = only["startupProbe"], only["readinessProbe"], only["livenessProbe"]
+    assert start["exec"]["command"] == ["/posthouse", "ready"]
+    assert start["periodSeconds"] == 1 and start["failureThreshold"] == 600
+    assert ready["httpGet"] == {"path": "/readyz", "port": 9991}
+    assert ready["periodSeconds"] <= 5 and ready["failureThreshold"] == 3
+    assert live["httpGet"] == {"path": "/livez", "port": 9991}
+    assert live["periodSeconds"] * live["failureThreshold"] >= 60
+    socket = env()["POSTHOUSE_ADMIN_SOCKET"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in only["volumeMounts"]}
+    (volume,) = [v for v in pod()["volumes"] if v["name"] == mounts[str(Path(socket).parent)]]
+    assert volume["emptyDir"]["medium"] == "Memory"
+
+
+def test_an_upgrade_starts_the_new_pod_beside_the_old_one():
+    strategy = render()["DaemonSet"]["spec"]["updateStrategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert render("--set", "updateStrategy.type=OnDelete")["DaemonSet"]["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    percent = render("--set", "updateStrategy.rollingUpdate.maxSurge=10%")["DaemonSet"]["spec"]["updateStrategy"]
+    assert percent["rollingUpdate"]["maxSurge"] == "10%"
+
+
+@pytest.mark.parametrize("seconds", [0, 30, 3600])
+def test_the_pod_lives_longer_than_its_drain(seconds):
+    setting = ("--set", f"drainSeconds={seconds}")
+    assert env(*setting)["POSTHOUSE_DRAIN"] == f"{seconds}s"
+    assert pod(*setting)["terminationGracePeriodSeconds"] == seconds + 15
+
+
+def test_every_node_gets_one_before_other_pods():
+    spec = pod()
+    assert spec["priorityClassName"] == "system-node-critical"
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert "limits" in container()["resources"] and "cpu" not in container()["resources"]["limits"]
+    quota = render("--set", "criticalPodsQuota.enabled=true")["ResourceQuota"]["spec"]
+    (scope,) = quota["scopeSelector"]["matchExpressions"]
+    assert scope == {"scopeName": "PriorityClass", "operator": "In", "values": ["system-node-critical"]}
+
+
+def test_the_service_finds_ready_pods_by_number():
+    objects = render()
+    service, daemon_set = objects["Service"]["spec"], objects["DaemonSet"]["spec"]
+    assert service["clusterIP"] == "None" and not service.get("publishNotReadyAddresses")
+    assert service["ports"] == [
+        {"name": "link", "port": 4141, "targetPort": 4141},
+        {"name": "metrics", "port": 9991, "targetPort": 9991},
+    ]
+    assert service["selector"] == daemon_set["selector"]["matchLabels"] == SELECTOR
+    assert SELECTOR.items() <= daemon_set["template"]["metadata"]["labels"].items()
+
+
+def test_a_nodes_name_and_addresses_come_from_its_pod():
+    one = env()
+    assert one["POSTHOUSE_NODE_NAME"] == "spec.nodeName" and one["POSTHOUSE_NAMESPACE"] == "metadata.namespace"
+    assert one["POSTHOUSE_NODE_IP"] == "status.hostIP"
+    assert env("--set", "dualStack=true")["POSTHOUSE_NODE_IP"] == "status.hostIPs"
+
+
+def test_values_reach_the_program():
+    variables = env("--values", EVERYTHING)
+    wanted = {
+        "POSTHOUSE_CLUSTER_DOMAIN": "k8s.example",
+        "POSTHOUSE_MISSING_PEER": "fail",
+        "POSTHOUSE_WORKERS": "4",
+        "POSTHOUSE_DRAIN": "120s",
+        "POSTHOUSE_LOG": "info,posthouse_proxy=debug",
+        "POSTHOUSE_LOG_FORMAT": "json",
+        "POSTHOUSE_TLS": "off",
+        "KUBERNETES_SERVICE_HOST": "192.0.2.1",
+    }
+    assert wanted.items() <= variables.items()
+    assert "POSTHOUSE_WORKERS" not in env(), "by default the program counts the cores itself"
+    assert "POSTHOUSE_SNAPSHOT" in env() and "POSTHOUSE_SNAPSHOT" not in env("--set", "snapshot.enabled=false")
+
+
+def test_a_digest_wins_over_the_tag():
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    digest = "sha256:" + "0123456789abcdef" * 4
+    assert container()["image"] == f"posthouse:{version}"
+    assert container("--set", "image.tag=v9")["image"] == "posthouse:v9"
+    assert container("--set", f"image.tag=v9,image.digest={digest}")["image"] == f"posthouse@{digest}"
+
+
+def relabelled(rules, labels):
+    """Prometheus' relabeling, as far as the chart uses it."""
+    for rule in rules:
+        value = ";".join(labels.get(label, "") for label in rule["sourceLabels"])
+        found = re.fullmatch(rule.get("regex", "(.*)"), value)
+        if found:
+            labels[rule["targetLabel"]] = rule.get("replacement", "$1").replace("$1", found[1])
+    return labels
+
+
+def test_monitors_find_the_metrics_port_without_a_declared_port():
+    objects = render("--values", EVERYTHING)
+    (target,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert not {"port", "portNumber", "targetPort"} & target.keys(), "these choose among declared ports"
+    for ip, address in [("192.0.2.7", "192.0.2.7:9991"), ("2001:db8::7", "[2001:db8::7]:9991")]:
+        # What Prometheus makes of a container without ports.
+        labels = {"__address__": ip, "__meta_kubernetes_pod_ip": ip, "__meta_kubernetes_pod_node_name": "node-1"}
+        labels = relabelled(target["relabelings"], labels)
+        assert labels["__address__"] == address and labels["node"] == "node-1"
+    (endpoint,) = objects["ServiceMonitor"]["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in objects["Service"]["spec"]["ports"]]
+    for monitor in ("PodMonitor", "ServiceMonitor"):
+        assert objects[monitor]["spec"]["selector"]["matchLabels"] == SELECTOR
+        assert objects[monitor]["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_scrape_annotations_stand_beside_those_of_the_values():
+    annotations = render("--values", EVERYTHING)["DaemonSet"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations == {
+        "prometheus.io/scrape": "true", "prometheus.io/port": "9991", "prometheus.io/path": "/metrics",
+        "example.com/owner": "platform",
+    }
+    assert "annotations" not in render()["DaemonSet"]["spec"]["template"]["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        # A typing error, at each depth.
+        ("drainsSeconds=30", ["drainsSeconds"]),
+        ("image.tagg=v1", ["/image", "tagg"]),
+        ("metrics.podMonitor.intervall=30s", ["/metrics/podMonitor", "intervall"]),
+        ("updateStrategy.maxSurge=1", ["/updateStrategy", "maxSurge"]),
+        ("rbac.enabled=true", ["/rbac", "enabled"]),
+        ('tolerations=[{"operater":"Exists"}]', ["/tolerations/0", "operater"]),
+        ('affinity={"nodeAfinity":{}}', ["/affinity", "nodeAfinity"]),
+        ('resources={"request":{"cpu":1}}', ["/resources", "request"]),
+        # Ports are fixed.
+        ("ports.outbound=5000", ["ports"]),
+        # A wrong type.
+        ("workers=two", ["/workers", "integer"]),
+        ("workers=1.5", ["/workers"]),
+        ("rbac.create=yes", ["/rbac/create", "boolean"]),
+        ("image=posthouse:v1", ["/image", "object"]),
+        ("nodeSelector=linux", ["/nodeSelector", "object"]),
+        ('podAnnotations={"a":1}', ["/podAnnotations/a", "string"]),
+        ('extraEnv=[{"name":"A","value":7}]', ["/extraEnv/0/value", "string"]),
+        # A value that makes no sense.
+        ("tls=node", ["/tls", "'off'"]),
+        ("tls=true", ["/tls", "'off'"]),
+        ("missingPeer=maybe", ["/missingPeer", "'direct', 'fail'"]),
+        ("drainSeconds=30s", ["/drainSeconds", "integer"]),
+        ("drainSeconds=-1", ["/drainSeconds", "minimum"]),
+        ("drainSeconds=86400", ["/drainSeconds", "maximum"]),
+        ("workers=4096", ["/workers", "maximum"]),
+        ("metrics.podMonitor.interval=soon", ["/metrics/podMonitor/interval", "soon"]),
+        ("metrics.serviceMonitor.interval=30", ["/metrics/serviceMonitor/interval", "string"]),
+        ("log.level=loud", ["/log/level", "loud"]),
+        ("log.format=xml", ["/log/format", "'text', 'json'"]),
+        ("clusterDomain=Cluster_Local", ["/clusterDomain", "Cluster_Local"]),
+        ("image.repository=", ["/image/repository"]),
+        ("image.digest=0123", ["/image/digest", "0123"]),
+        ("image.pullPolicy=Sometimes", ["/image/pullPolicy", "IfNotPresent"]),
+        ("snapshot.sizeLimit=much", ["/snapshot/sizeLimit", "much"]),
+        ('resources={"limits":{"memory":"lots"}}', ["/resources/limits/memory", "lots"]),
+        ("updateStrategy.type=Sideways", ["/updateStrategy/type", "RollingUpdate"]),
+        ("updateStrategy.rollingUpdate.maxSurge=ten", ["/updateStrategy/rollingUpdate/maxSurge", "ten"]),
+        # What the chart itself refuses.
+        ("updateStrategy.rollingUpdate.maxSurge=0", ["updateStrategy.rollingUpdate", "maxSurge (0)", "maxUnavailable (0)"]),
+        ("updateStrategy.rollingUpdate.maxUnavailable=10%", ["updateStrategy.rollingUpdate", "maxUnavailable (10%)"]),
+        ('extraEnv=[{"name":"POSTHOUSE_LOG","value":"x"}]', ["extraEnv[0].name", "POSTHOUSE_LOG"]),
+        ('podLabels={"app.kubernetes.io/name":"web"}', ["podLabels", "app.kubernetes.io/name"]),
+        ('metrics={"podMonitor":{"labels":{"helm.sh/chart":"x"}}}', ["metrics.podMonitor.labels", "helm.sh/chart"]),
+        ('{"criticalPodsQuota":{"enabled":true},"priorityClassName":""}', ["criticalPodsQuota.enabled", "priorityClassName"]),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(setting, words):
+    flag = "--set-json" if "{" in setting or "[" in setting else "--set"
+    done = helm("template", "relay", CHART, flag, setting, check=False)
+    assert done.returncode != 0, f"{setting} is accepted"
+    for word in words:
+        assert word in done.stderr, f"{setting}: {word!r} is not in: {done.stderr}"
+
+
+def test_a_bare_off_is_understood(tmp_path):
+    """YAML reads it as false."""
+    values = tmp_path / "values.yaml"
+    values.write_text("tls: off\n")
+    assert env("--values", values)["POSTHOUSE_TLS"] == "off"
+
+
+def test_the_memory_limit_can_be_taken_away():
+    assert "memory" not in container("--set", "resources.limits.memory=null")["resources"].get("limits", {})
+
+
+def test_it_can_be_a_dependency(tmp_path):
+    """Helm hands global values down, which a strict schema must not refuse."""
+    parent = tmp_path / "platform"
+    shutil.copytree(CHART, parent / "charts/posthouse")
+    (parent / "Chart.yaml").write_text("apiVersion: v2\nname: platform\nversion: 1.0.0\n")
+    (parent / "values.yaml").write_text("global: {region: north}\nposthouse: {drainSeconds: 60}\n")
+    spec = render(chart=parent)["DaemonSet"]["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 75
+
+
+def notes(*args):
+    text = helm("install", "relay", CHART, "--namespace", "mesh", "--dry-run=client", *args).stdout
+    return text.split("NOTES:\n", 1)[1]
+
+
+def test_the_notes_show_how_to_go_on():
+    text = notes("--set", "clusterDomain=k8s.example")
+    for words in (
+        "kubectl -n mesh rollout status ds/posthouse",
+        "posthouse check",
+        "posthouse env",
+        "port-forward ds/posthouse 9990",
+        "WARNING: tls is off",
+        "kubectl label namespace mesh pod-security.kubernetes.io/enforce=privileged",
+        "criticalPodsQuota.enabled=true",
+    ):
+        assert words in text, f"{words!r} is not in:\n{text}"
+    (block,) = re.findall(r"^ +env:\n(?: +.*\n)+", text, re.MULTILINE)
+    variables = {each["name"]: each.get("value") for each in yaml.safe_load(block)["env"]}
+    assert variables["http_proxy"] == variables["HTTPS_PROXY"] == "http://$(NODE_IP):4140"
+    assert "kubernetes.default.svc.k8s.example" in variables["NO_PROXY"]
