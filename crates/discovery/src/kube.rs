@@ -47,6 +47,9 @@ pub(crate) struct Timing {
     /// The first and the longest back-off; doubled each time, with jitter. 30 s: client-go's reflector; it begins with
     /// 0.8 s, we with 0.25 s, since an API server behind a load balancer is mostly back at once.
     pub(crate) backoff: (Duration, Duration),
+    /// The longest wait while nothing listens at the server's address. 1 s: a view that is right 2 s after an outage
+    /// is worth one refused connection a second and watch, which the server does not even see.
+    pub(crate) unreachable: Duration,
     /// A watch that lived this long or said something was a success: the back-off begins anew.
     pub(crate) settled: Duration,
     /// How long the API may take to list everything before the snapshot is used.
@@ -63,6 +66,7 @@ impl Default for Timing {
             open: Duration::from_secs(30),
             stall: Duration::from_secs(120),
             backoff: (Duration::from_millis(250), Duration::from_secs(30)),
+            unreachable: Duration::from_secs(1),
             settled: Duration::from_secs(5),
             grace: Duration::from_secs(3),
             snapshot: Duration::from_secs(10),

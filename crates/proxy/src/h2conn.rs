@@ -16,15 +16,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use crate::body::{Body, BodyOf, H2Body};
-use crate::coalesce::{Coalesced, coalesce};
+use crate::coalesce::{Coalesced, Heard, coalesce};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Interims, Response, TunnelEnd, Upload, h2_error, poll_upload, upload_h2};
 use crate::link::LinkCounters;
 
-/// PING every 10 s; dead when unanswered for 20 s. Source: ztunnel's HBONE client.
+/// The longest time between two PINGs, whatever else is heard. Source: ztunnel's HBONE client.
 const PING_EVERY: Duration = Duration::from_secs(10);
-/// See [`PING_EVERY`].
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// While a stream is open, silence of this length is asked about by a PING at once: what is under way on a node that lost its
+/// power or network must go elsewhere soon (idempotent requests) or fail.
+const SILENCE: Duration = Duration::from_secs(2);
+/// A PING without an answer for this long means that the other end is dead. h2 answers between two turns of the peer's worker,
+/// so 5 s is far beyond a busy peer's; ztunnel waits 20 s, during which its clients wait, too.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Streams that we open on one connection, however many the peer would take. 4096: with 256 streams a client
 /// connection that is 16 busy clients; more open another connection.
@@ -64,7 +68,6 @@ pub(crate) const MAX_HEADER_LIST: u32 = 64 * 1024;
 /// An open client connection.
 pub(crate) struct H2Conn {
     sender: SendRequest<Bytes>,
-    active: Cell<usize>,
     used: Cell<Instant>,
     counters: Option<Arc<LinkCounters>>,
     state: Rc<State>,
@@ -74,6 +77,8 @@ pub(crate) struct H2Conn {
 
 #[derive(Default)]
 struct State {
+    /// Open streams.
+    active: Cell<usize>,
     /// The driver has ended, or the other end takes no new streams (GOAWAY).
     closed: Cell<bool>,
     /// An answer has come: the other end does speak HTTP/2.
@@ -122,6 +127,7 @@ impl H2Conn {
         let state = Rc::new(State::default());
         let task_state = Rc::clone(&state);
         let ping_pong = if ping { connection.ping_pong() } else { None };
+        let heard = flusher.heard();
         tokio::task::spawn_local(async move {
             let closing_state = Rc::clone(&task_state);
             let guard = OnDrop(Some(move || {
@@ -131,7 +137,7 @@ impl H2Conn {
             let mut alive = pin!(async move {
                 let dead = async {
                     match ping_pong {
-                        Some(ping_pong) => watch(ping_pong).await,
+                        Some(ping_pong) => watch(ping_pong, heard, || closing_state.active.get() > 0).await,
                         None => std::future::pending().await,
                     }
                 };
@@ -156,12 +162,12 @@ impl H2Conn {
             drop(guard);
         });
         let probe = RefCell::new(sender.clone());
-        Ok(Rc::new(Self { sender, active: Cell::new(0), used: Cell::new(Instant::now()), counters, state, probe }))
+        Ok(Rc::new(Self { sender, used: Cell::new(Instant::now()), counters, state, probe }))
     }
 
     /// Whether a stream may be opened now.
     pub(crate) fn has_room(&self) -> bool {
-        self.active.get() < self.sender.current_max_send_streams().min(MAX_STREAMS)
+        self.active() < self.sender.current_max_send_streams().min(MAX_STREAMS)
     }
 
     /// Whether no stream can be opened any more: broken, ended, or told so by a GOAWAY. Streams that are open go on.
@@ -178,16 +184,16 @@ impl H2Conn {
 
     /// Open streams.
     pub(crate) fn active(&self) -> usize {
-        self.active.get()
+        self.state.active.get()
     }
 
     /// How long it has had no stream; zero while it has one.
     pub(crate) fn idle_for(&self) -> Duration {
-        if self.active.get() > 0 { Duration::ZERO } else { self.used.get().elapsed() }
+        if self.active() > 0 { Duration::ZERO } else { self.used.get().elapsed() }
     }
 
     fn lease(self: &Rc<Self>) -> StreamLease {
-        self.active.set(self.active.get() + 1);
+        self.state.active.set(self.active() + 1);
         if let Some(counters) = &self.counters {
             counters.stream_opened();
         }
@@ -289,7 +295,7 @@ pub(crate) struct StreamLease(Rc<H2Conn>);
 
 impl Drop for StreamLease {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
+        self.0.state.active.set(self.0.active() - 1);
         self.0.used.set(Instant::now());
         if let Some(counters) = &self.0.counters {
             counters.stream_closed();
@@ -297,10 +303,18 @@ impl Drop for StreamLease {
     }
 }
 
-/// Ends when the other end has not answered a PING in time.
-pub(crate) async fn watch(mut ping_pong: h2::PingPong) {
+/// Ends when the other end has not answered a PING in time. One is sent every [`PING_EVERY`], and sooner when nothing was
+/// `heard` although streams are open (`waits`).
+pub(crate) async fn watch(mut ping_pong: h2::PingPong, heard: Heard, waits: impl Fn() -> bool) {
+    let mut quiet = Duration::ZERO;
     loop {
-        tokio::time::sleep(PING_EVERY).await;
+        tokio::time::sleep(SILENCE).await;
+        quiet += SILENCE;
+        let silent = !heard.take() && waits();
+        if quiet < PING_EVERY && !silent {
+            continue;
+        }
+        quiet = Duration::ZERO;
         match tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await {
             Ok(Ok(_)) => {}
             // Broken (the connection's own future tells, too) or silent.
@@ -315,6 +329,53 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
     fn drop(&mut self) {
         if let Some(run) = self.0.take() {
             run();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coalesce::coalesce;
+
+    /// How long `watch` takes to give up a peer that takes bytes and never answers, in whole seconds.
+    async fn given_up_after(waits: bool) -> u64 {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (io, flusher) = coalesce(ours);
+        let (_sender, mut connection) = h2::client::handshake(io).await.unwrap();
+        let (ping_pong, heard) = (connection.ping_pong().unwrap(), flusher.heard());
+        let mut nowhere = tokio::io::sink();
+        let begun = tokio::time::Instant::now();
+        tokio::select! {
+            () = watch(ping_pong, heard, || waits) => {}
+            result = connection => panic!("the connection ended first: {result:?}"),
+            // It swallows everything, as a network that is cut does.
+            _ = tokio::io::copy(&mut theirs, &mut nowhere) => panic!("the stream ended"),
+        }
+        begun.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_is_given_up_soon_while_somebody_waits_and_later_otherwise() {
+        assert_eq!(given_up_after(true).await, (SILENCE + PING_TIMEOUT).as_secs());
+        assert_eq!(given_up_after(false).await, (PING_EVERY + PING_TIMEOUT).as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_only_answers_pings_is_kept() {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (io, flusher) = coalesce(ours);
+        let (_sender, mut connection) = h2::client::handshake(io).await.unwrap();
+        let (ping_pong, heard) = (connection.ping_pong().unwrap(), flusher.heard());
+        let serve = async {
+            let mut server: h2::server::Connection<_, Bytes> = h2::server::handshake(theirs).await.unwrap();
+            server.accept().await.is_none()
+        };
+        tokio::select! {
+            () = watch(ping_pong, heard, || true) => panic!("a peer that answers PINGs is alive"),
+            _ = connection => panic!("the connection ended"),
+            _ = serve => panic!("nobody asked"),
+            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
         }
     }
 }

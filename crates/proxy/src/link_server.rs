@@ -77,10 +77,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let peer = Rc::new(peer);
     info!(peer = %peer.node, %remote, authenticated = peer.authenticated, "link taken");
     let ping_pong = connection.ping_pong();
+    let heard = flusher.heard();
     let mut alive = pin!(async move {
         // A peer that vanished without a word would hold its streams' memory otherwise.
         match ping_pong {
-            Some(ping_pong) => watch(ping_pong).await,
+            // Whoever waits at this end waits for the pod, not for the peer.
+            Some(ping_pong) => watch(ping_pong, heard, || false).await,
             None => std::future::pending().await,
         }
     });

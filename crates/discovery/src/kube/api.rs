@@ -23,6 +23,8 @@ use crate::status::Kind;
 pub(crate) enum Failure {
     /// The version or the page's token is too old, or the server does not like it: list anew.
     Gone(String),
+    /// Nobody listens there, or nothing leads there: ask again soon, which costs the server nothing.
+    Unreachable(String),
     /// Anything else: ask again later.
     Other(String),
 }
@@ -30,7 +32,15 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn text(&self) -> &str {
         match self {
-            Self::Gone(text) | Self::Other(text) => text,
+            Self::Gone(text) | Self::Unreachable(text) | Self::Other(text) => text,
+        }
+    }
+
+    /// A request that got no answer.
+    fn unanswered(error: &kube::Error) -> Self {
+        match is_unreachable(error) {
+            true => Self::Unreachable(chain(error)),
+            false => Self::Other(chain(error)),
         }
     }
 
@@ -102,7 +112,7 @@ impl Api {
             .map_err(|_| Failure::Other(format!("no complete answer within {:?}", self.timing.page)))?
             .map_err(|error| match error {
                 kube::Error::Api(status) => Failure::of_status(status.code, &status.message),
-                error => Failure::Other(chain(&error)),
+                error => Failure::unanswered(&error),
             })
     }
 
@@ -113,7 +123,8 @@ impl Api {
         let params = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
         let request = self.request.watch(&params, version).map_err(|error| Failure::Other(chain(&error)))?;
         let open = async {
-            let response = self.client.send(request.map(Body::from)).await.map_err(|e| Failure::Other(chain(&e)))?;
+            let response =
+                self.client.send(request.map(Body::from)).await.map_err(|error| Failure::unanswered(&error))?;
             let status = response.status();
             if status == StatusCode::OK {
                 return Ok(Lines { body: response.into_body(), buffer: Vec::new() });
@@ -175,6 +186,24 @@ impl Lines {
         self.buffer.extend_from_slice(part);
         Ok(())
     }
+}
+
+/// Whether the connection itself could not be made. What broke later may have cost the server work.
+fn is_unreachable(error: &(dyn StdError + 'static)) -> bool {
+    use std::io::ErrorKind;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(
+                io.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
+            )
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// An error with its causes: hyper's own words are only "client error (Connect)".

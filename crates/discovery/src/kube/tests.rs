@@ -78,6 +78,7 @@ impl Under {
 fn quick() -> Timing {
     Timing {
         backoff: (Duration::from_millis(2), Duration::from_millis(20)),
+        unreachable: Duration::from_millis(20),
         grace: Duration::from_secs(600),
         ..Timing::default()
     }

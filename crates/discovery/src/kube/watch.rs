@@ -44,7 +44,7 @@ const STALLS: u32 = 2;
 
 impl Watch {
     pub(crate) fn new(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) -> Self {
-        let backoff = Backoff::new(timing.backoff);
+        let backoff = Backoff::new(timing);
         Self { api, feed, board, timing, backoff, stalls: 0 }
     }
 
@@ -91,7 +91,7 @@ impl Watch {
                 self.failed(&failure).await;
                 State::list()
             }
-            Err(failure @ Failure::Other(_)) => {
+            Err(failure @ (Failure::Unreachable(_) | Failure::Other(_))) => {
                 self.failed(&failure).await;
                 State::List { token, seen }
             }
@@ -142,13 +142,17 @@ impl Watch {
         self.failed(failure).await;
         match failure {
             Failure::Gone(_) => State::list(),
-            Failure::Other(_) => State::Open { version },
+            Failure::Unreachable(_) | Failure::Other(_) => State::Open { version },
         }
     }
 
     async fn failed(&mut self, failure: &Failure) {
         self.board.failed(self.api.kind(), failure.text());
-        sleep(self.backoff.next()).await;
+        let wait = match failure {
+            Failure::Unreachable(_) => self.backoff.unreachable(),
+            Failure::Gone(_) | Failure::Other(_) => self.backoff.next(),
+        };
+        sleep(wait).await;
     }
 }
 
@@ -157,24 +161,38 @@ impl Watch {
 struct Backoff {
     first: Duration,
     longest: Duration,
+    /// The longest wait while nobody answers at all.
+    unreachable: Duration,
     failures: u32,
 }
 
 impl Backoff {
-    fn new((first, longest): (Duration, Duration)) -> Self {
-        Self { first, longest, failures: 0 }
+    fn new(timing: Timing) -> Self {
+        let (first, longest) = timing.backoff;
+        Self { first, longest, unreachable: timing.unreachable, failures: 0 }
     }
 
-    /// Between half of the full wait and all of it, so that the nodes of a cluster do not come back all at once.
+    /// While nobody answers the wait stays short, so that the view is right soon after the server is back; and a server that
+    /// has just started is asked by the short waits, too, if it then answers with errors.
+    fn unreachable(&mut self) -> Duration {
+        self.failures = 0;
+        jittered(self.unreachable)
+    }
+
     fn next(&mut self) -> Duration {
         let full = self.first.saturating_mul(2_u32.saturating_pow(self.failures)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
-        full.mul_f64(0.5 + 0.5 * fastrand::f64())
+        jittered(full)
     }
 
     fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+/// Between half of the wait and all of it, so that the nodes of a cluster do not come back all at once.
+fn jittered(full: Duration) -> Duration {
+    full.mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 #[cfg(test)]
@@ -183,7 +201,7 @@ mod backoff_tests {
 
     #[test]
     fn waits_double_up_to_the_longest_and_begin_anew() {
-        let mut backoff = Backoff::new((Duration::from_millis(250), Duration::from_secs(30)));
+        let mut backoff = Backoff::new(Timing::default());
         for want in [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
             let wait = backoff.next().as_secs_f64();
             assert!((want / 2.0..=want).contains(&wait), "{wait} for {want}");
@@ -193,5 +211,15 @@ mod backoff_tests {
         }
         backoff.reset();
         assert!(backoff.next() <= Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_asked_once_a_second_however_long() {
+        let mut backoff = Backoff::new(Timing::default());
+        for _ in 0..100 {
+            let wait = backoff.unreachable().as_secs_f64();
+            assert!((0.5..=1.0).contains(&wait), "{wait}");
+        }
+        assert!(backoff.next() <= Duration::from_millis(250), "what it answers with when it is back is another matter");
     }
 }
