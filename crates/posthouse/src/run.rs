@@ -1,11 +1,12 @@
 //! `posthouse run`: what is started in which order, and how it ends.
 //!
-//! Health and admin listeners come first, so that a proxy that waits can be asked why; the data plane's listeners come
-//! last, once the directory is complete: a proxy that knows nothing must not take connections from a predecessor
-//! that shares its ports. At the end readiness goes first, together with the ports that a successor shares: the kubelet's
-//! probe of the successor must not be answered "draining" by us. The Unix socket of the admin API goes last.
+//! The admin API comes first, so that a proxy that waits can be asked why. What pods, peers and the kubelet connect to comes
+//! last, once the directory is complete: a predecessor may share these ports, and a proxy that knows nothing must neither take
+//! its connections nor answer its probes. At the end readiness goes first, together with the ports that a successor
+//! shares: its probes must not be answered "draining" by us. The Unix socket of the admin API goes last.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -62,6 +63,7 @@ async fn serve(
     let binding = readiness.pending("listeners: outbound and link are not bound yet");
 
     server::check_bind("--link-listen", config.link_listen)?;
+    server::check_bind("--metrics-listen", config.metrics_listen)?;
     for address in &config.outbound_listen {
         server::check_bind("--outbound-listen", *address)?;
     }
@@ -94,10 +96,12 @@ async fn serve(
     let workers = Workers::start(&proxy, config.workers, &config.outbound_listen, config.link_listen)
         .map_err(anyhow::Error::from)?;
     drop(binding);
+    let metrics = control.serve_metrics(config.metrics_listen)?;
     let size = directory.load().size();
     tracing::info!(
         outbound = ?workers.outbound_addresses(),
         link = %workers.link_address(),
+        %metrics,
         services = size.services,
         endpoints = size.endpoints,
         "ready"
@@ -176,8 +180,9 @@ fn warn_of_foreign_node(config: &Config, directory: &DirectoryHandle) {
 /// What runs beside the data plane: the admin and the metrics listener and the recorder's upkeep.
 struct Control {
     tasks: JoinSet<()>,
-    /// Ends what listens on a port that a successor may share; `None` once it was told.
-    ports: Option<watch::Sender<()>>,
+    telemetry: Arc<Telemetry>,
+    /// Ends what listens on a port that a successor may share.
+    ports: watch::Sender<()>,
     stop: watch::Sender<()>,
 }
 
@@ -191,7 +196,6 @@ impl Control {
         proxy: &Arc<Proxy>,
         started: SystemTime,
     ) -> anyhow::Result<Self> {
-        let metrics = server::bind("--metrics-listen", config.metrics_listen)?;
         let admin = server::bind("--admin-listen", config.admin_listen)?;
         let socket =
             config.admin_socket.as_deref().map(|path| server::bind_unix("--admin-socket", path)).transpose()?;
@@ -213,32 +217,36 @@ impl Control {
         if !config.admin_listen.ip().is_loopback() {
             tracing::warn!(address = %config.admin_listen, "the admin API is not on a loopback address: whoever reaches it can read what the proxy knows");
         }
-        tracing::info!(
-            admin = %admin.local_addr()?,
-            metrics = %metrics.local_addr()?,
-            "admin and metrics listen"
-        );
+        tracing::info!(admin = %admin.local_addr()?, "admin listens");
         let (stop, stopped) = watch::channel(());
         let (ports, left) = watch::channel(());
         let mut tasks = JoinSet::new();
         tasks.spawn(until(stopped.clone(), upkeep));
         let api = Arc::new(api);
-        tasks.spawn(server::serve(Listener::Tcp(metrics), Arc::new(MetricsListener(telemetry)), left.clone()));
         if let Some(socket) = socket {
             tasks.spawn(server::serve(Listener::Unix(socket), Arc::clone(&api) as _, stopped));
         }
         tasks.spawn(server::serve(Listener::Tcp(admin), api, left));
-        Ok(Self { tasks, ports: Some(ports), stop })
+        Ok(Self { tasks, telemetry, ports, stop })
+    }
+
+    /// Opens the metrics listener and says where.
+    fn serve_metrics(&mut self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let listener = server::bind("--metrics-listen", address)?;
+        let address = listener.local_addr()?;
+        let handler = Arc::new(MetricsListener(Arc::clone(&self.telemetry)));
+        self.tasks.spawn(server::serve(Listener::Tcp(listener), handler, self.ports.subscribe()));
+        Ok(address)
     }
 
     /// Leaves the TCP ports to a successor; answers that are under way are finished.
-    fn leave_ports(&mut self) {
-        self.ports = None;
+    fn leave_ports(&self) {
+        self.ports.send_replace(());
     }
 
     /// Ends the tasks; answers that are under way are finished.
     async fn stop(self) {
-        let Self { mut tasks, ports, stop } = self;
+        let Self { mut tasks, telemetry: _, ports, stop } = self;
         drop((ports, stop));
         while tasks.join_next().await.is_some() {}
     }

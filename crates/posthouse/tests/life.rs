@@ -154,9 +154,9 @@ fn from_a_folder_of_manifests_to_ready_and_with_sigterm_to_exit_code_0() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), manifests("127.0.1.7:8080".parse().unwrap())).unwrap();
     let mut posthouse = Posthouse::start(folder.path());
-    let health = posthouse.event("admin and metrics listen");
-    let (admin, metrics) = (address(&health["admin"]), address(&health["metrics"]));
+    let admin = address(&posthouse.event("admin listens")["admin"]);
     let ready = posthouse.event("ready");
+    let metrics = address(&ready["metrics"]);
     assert_eq!(get(metrics, "/readyz").0, 200);
     assert!(TcpStream::connect(address(&ready["link"])).is_ok());
 
@@ -191,9 +191,9 @@ impl Draining {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("all.yaml"), manifests(listener.local_addr().unwrap())).unwrap();
         let mut posthouse = Posthouse::start(folder.path());
-        let health = posthouse.event("admin and metrics listen");
-        let (admin, metrics) = (address(&health["admin"]), address(&health["metrics"]));
+        let admin = address(&posthouse.event("admin listens")["admin"]);
         let ready = posthouse.event("ready");
+        let metrics = address(&ready["metrics"]);
         let outbound = ready["outbound"].as_str().unwrap().trim_matches(['[', ']']).parse::<SocketAddr>().unwrap();
         let mut client = TcpStream::connect(outbound).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -50,10 +50,10 @@ impl Posthouse {
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut posthouse = Self { child, log, _folder: folder, outbound: nowhere, admin: nowhere, metrics: nowhere };
-        let health = posthouse.event("admin and metrics listen").await;
-        posthouse.admin = health["admin"].as_str().unwrap().parse().unwrap();
-        posthouse.metrics = health["metrics"].as_str().unwrap().parse().unwrap();
+        let admin = posthouse.event("admin listens").await;
+        posthouse.admin = admin["admin"].as_str().unwrap().parse().unwrap();
         let ready = posthouse.event("ready").await;
+        posthouse.metrics = ready["metrics"].as_str().unwrap().parse().unwrap();
         posthouse.outbound = ready["outbound"].as_str().unwrap().trim_matches(['[', ']']).parse().unwrap();
         posthouse
     }
