@@ -1,0 +1,182 @@
+"""Posthouse on the cluster and the workloads that use it, as the tests see them."""
+
+import collections
+import contextlib
+import http.client
+import json
+import os
+import time
+from pathlib import Path
+
+import kube
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CHART = ROOT / "charts/posthouse"
+NAMESPACE = "posthouse"
+SHOP = "shop"
+IMAGE = ("posthouse.invalid/posthouse", "dev")
+OWN = os.environ.get("E2E_CLUSTER", "own") == "own"
+
+# What the load clients send on each node, in requests a second.
+RATE = 200
+
+
+def install(*args, wait=True):
+    """helm upgrade --install with the images that were loaded; returns what Helm said."""
+    return kube.helm(
+        "upgrade", "--install", "posthouse", CHART, "-n", NAMESPACE, "--create-namespace",
+        "--set", f"image.repository={IMAGE[0]},image.tag={IMAGE[1]},image.pullPolicy=Never",
+        *(["--wait", "--timeout=120s"] if wait else []), *args,
+    ).stdout
+
+
+def proxies():
+    """Node -> name of its Posthouse pod."""
+    return kube.on_nodes(NAMESPACE, "app.kubernetes.io/name=posthouse")
+
+
+def posthouse(*args, check=True, stdin=None):
+    """Runs the program that is installed, on this machine."""
+    binary = Path(os.environ["E2E_IMAGES"], "posthouse")
+    return kube.run(binary, *args, check=check, stdin=stdin)
+
+
+class Admin:
+    """The admin API of one node's proxy, on a kept-alive connection through a port-forward."""
+
+    def __init__(self, port):
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def text(self, path):
+        self.connection.request("GET", path)
+        answer = self.connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 200, f"{path}: {answer.status} {text}"
+        return text
+
+    def get(self, path):
+        return json.loads(self.text(path))
+
+    def metric(self, name):
+        """The sum of a metric's series."""
+        values = [line.rsplit(" ", 1)[1] for line in self.text("/metrics").splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(map(float, values))
+
+
+@contextlib.contextmanager
+def admins():
+    """Node -> Admin."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            node: Admin(stack.enter_context(kube.forwarded(NAMESPACE, pod, 9990))) for node, pod in proxies().items()
+        }
+
+
+def client(node):
+    """The client pod on a node; `ask` runs requests in it."""
+    return kube.on_nodes(SHOP, "app=client")[node]
+
+
+def ask(pod, *args, namespace=SHOP, check=True, timeout=60):
+    """`demo-app get ...` in a pod: one answer as the app prints it, or several."""
+    done = kube.run(
+        kube.KUBECTL, "exec", "-n", namespace, pod, "--", "/app", "get", *args, check=False, timeout=timeout
+    )
+    assert not check or done.returncode == 0, f"get {args} in {pod}: {done.stdout}{done.stderr}"
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert answers, f"get {args} in {pod} printed nothing: {done.stderr}"
+    return answers if "--times" in args else answers[0]
+
+
+Window = collections.namedtuple("Window", "ok failed seconds failures pods slowest_ms")
+
+
+class Load:
+    """Load clients, one on each node, that run until `stop`; what they saw is read from their logs."""
+
+    def __init__(self, name, *args):
+        self.name, self.started = name, time.time()
+        manifest = (HERE / "manifests/load.yaml").read_text()
+        words = ", ".join(json.dumps(str(arg)) for arg in ("load", "--seconds", 0, *args))
+        kube.apply(with_environment(manifest).replace("NAME", name).replace("ARGS", words), SHOP)
+        kube.rolled_out(f"ds/{name}", SHOP)
+        kube.until(f"load {name} runs everywhere", self.all_send)
+
+    def pods(self):
+        return kube.on_nodes(SHOP, f"load={self.name}")
+
+    def lines(self):
+        """Node -> lines."""
+        logs = {}
+        for node, pod in self.pods().items():
+            done = kube.run(kube.KUBECTL, "logs", "-n", SHOP, pod, check=False)
+            if done.returncode == 0:
+                logs[node] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return logs
+
+    def all_send(self):
+        return all(any(line.get("ok") for line in lines) for lines in self.lines().values())
+
+    def window(self, begin, end, nodes=None):
+        """What was sent between two times (Unix seconds), by the clients on `nodes` or on all."""
+        kube.until("the clients tell of that time", lambda: self.told(end, nodes), seconds=40, every=0.5)
+        ok = failed = 0
+        slowest = 0.0
+        seconds, failures, by_pod = collections.Counter(), [], collections.Counter()
+        for node, lines in self.lines().items():
+            if nodes is not None and node not in nodes:
+                continue
+            for line in lines:
+                if not begin <= line.get("time", 0) < end:
+                    continue
+                if "failure" in line:
+                    failures.append((line["time"], node, line["failure"]))
+                elif "ok" in line:
+                    ok, failed = ok + line["ok"], failed + line["failed"]
+                    seconds[int(line["time"])] += line["ok"] + line["failed"]
+                    by_pod.update(line.get("by_pod", {}))
+                    slowest = max(slowest, line.get("max_ms") or 0.0)
+        return Window(ok, failed, seconds, sorted(failures), by_pod, slowest)
+
+    def told(self, end, nodes):
+        """Whether every client has reported the seconds up to `end`."""
+        return all(
+            any(line.get("time", 0) >= end and "ok" in line for line in lines)
+            for node, lines in self.lines().items() if nodes is None or node in nodes
+        )
+
+    def stop(self):
+        kube.kubectl("delete", "ds", "-n", SHOP, self.name, "--wait=true", "--grace-period=1")
+
+
+@contextlib.contextmanager
+def load(name, *args):
+    running = Load(name, *args)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def environment():
+    """`posthouse env` as the chart's users paste it into a container."""
+    return posthouse("env").stdout
+
+
+def with_environment(manifest):
+    """Puts the environment block where a manifest has `#ENV`, at that line's indentation."""
+    lines = []
+    for line in manifest.splitlines():
+        if line.strip() != "#ENV":
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += [indent + part for part in environment().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def rate_of(window):
+    """Requests a second over the whole cluster, by the seconds that were reported in full."""
+    whole = sorted(window.seconds.values())
+    return whole[len(whole) // 2] if whole else 0

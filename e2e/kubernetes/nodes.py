@@ -1,0 +1,109 @@
+"""The insides of e2e/cluster: its control plane, and its nodes as machines that lose power or their network."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import kube
+
+CLUSTER = Path(__file__).parents[1] / "cluster"
+
+
+def sh(script, check=True, timeout=120):
+    """A line of shell with the tools of e2e/cluster/lib.sh."""
+    return kube.run("bash", "-c", f". {CLUSTER}/lib.sh; {script}", check=check, timeout=timeout).stdout
+
+
+def stop_api():
+    sh("stop kube-apiserver")
+
+
+def start_api():
+    sh(f"{CLUSTER}/control-plane.sh kube-apiserver")
+
+
+def power_off(number):
+    sh(f"stop node-{number}.init KILL")
+
+
+def power_on(number):
+    sh(f"{CLUSTER}/node-up.sh {number}")
+    ready(number)
+
+
+def ready(number, seconds=90):
+    kube.kubectl("wait", "--for=condition=Ready", f"node/node-{number}", f"--timeout={seconds}s", timeout=seconds + 10)
+
+
+def address(number):
+    return f"10.77.0.1{number}"
+
+
+def processes(number, name):
+    """Pids, as the host sees them, of a node's containers' processes of this name."""
+    init = int(sh(f"nodepid {number}"))
+    space = os.readlink(f"/proc/{init}/ns/net")
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            if Path(command[0].decode()).name == name and within(init, int(folder.name), space):
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue      # it has ended meanwhile
+    return found
+
+
+def within(init, pid, _space):
+    """Whether a process is below the node's PID 1 in the tree of processes, or was given to it."""
+    node = os.readlink(f"/proc/{init}/ns/uts")
+    for _ in range(32):
+        if pid == init:
+            return True
+        if pid <= 1:
+            return False
+        if os.readlink(f"/proc/{pid}/ns/uts") == node:
+            return True
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        pid = int(stat.rsplit(")", 1)[1].split()[1])
+    return False
+
+
+class Outsider:
+    """A network namespace on the bridge that is no node and no pod: a machine of the node network."""
+
+    def __init__(self, address, name="posthouse-outsider"):
+        self.address, self.name = address, name
+
+    def __enter__(self):
+        sh(f"""set -e
+        ip netns add {self.name}
+        ip link add vout type veth peer name eth0 netns {self.name}
+        ip link set vout master $BR up
+        ip -n {self.name} addr add {self.address} dev eth0
+        ip -n {self.name} link set eth0 up; ip -n {self.name} link set lo up
+        ip -n {self.name} route replace 10.77.0.0/24 dev eth0""")
+        return self
+
+    def __exit__(self, *_):
+        sh(f"ip netns del {self.name}; ip link del vout 2>/dev/null", check=False)
+
+    def curl(self, *args):
+        return curl(["ip", "netns", "exec", self.name], *args)
+
+
+def curl(prefix, *args):
+    """curl's exit code, and the status of the answer (0: none)."""
+    done = subprocess.run(
+        [*prefix, "curl", "-s", "-m", "8", "-o", "/dev/null", "-w", "%{http_code} %header{proxy-status}", *args],
+        capture_output=True, text=True, timeout=30,
+    )
+    status, _, words = done.stdout.partition(" ")
+    return done.returncode, int(status or 0), words
+
+
+def curl_on_node(number, *args):
+    """curl in the node's own network."""
+    return curl(["ip", "netns", "exec", f"node-{number}"], *args)

@@ -1,0 +1,113 @@
+"""The API server stopped for a minute under load, with pods that die meanwhile and a proxy that is restarted."""
+
+import os
+import signal
+import time
+
+import pytest
+
+import kube
+import nodes
+
+pytestmark = pytest.mark.own
+AWAY = 60
+
+
+def test_a_minute_without_the_api_server(mesh, report):
+    """Zero failed idempotent requests, though pods die; the age of the view rises; it is right within 2 s after the return; and
+    a proxy that is restarted meanwhile serves by its snapshot."""
+    with mesh.load("away", "--url", "http://abrupt.shop/", "--rate", mesh.RATE) as load, mesh.admins() as admins:
+        kube.until(
+            "every proxy has written its snapshot",
+            lambda: all(snapshot_age(admin) is not None or True for admin in admins.values()),
+        )
+        time.sleep(12)    # the snapshot is written at most every 10 s
+        begin = time.time()
+        nodes.stop_api()
+        try:
+            killed = 0
+            for turn in range(5):
+                time.sleep(4)
+                killed += kill_one("posthouse-demo-app", b"hello", 1 + turn % 3)
+            ages = {number: age(number) for number in (1, 2, 3)}
+            assert all(value > 15 for value in ages.values()), ages
+            restarted = time.time()
+            kill_one("posthouse", b"run", 3)
+            served = serving_again(3)
+            time.sleep(max(0, begin + AWAY - time.time()))
+            ages = {number: age(number) for number in (1, 2, 3)}
+        finally:
+            nodes.start_api()
+        back = time.time()
+        write_then_see(mesh, back, report)
+        end = time.time() + 3
+        time.sleep(3)
+        # The restarted proxy's own node is judged up to its restart: nobody listened there for a moment.
+        others = load.window(begin, end, nodes={"node-1", "node-2"})
+        third = load.window(begin, restarted - 1, nodes={"node-3"})
+        gap = load.window(restarted - 1, end, nodes={"node-3"})
+        report(
+            f"API away for {back - begin:.0f} s, {killed} pods killed: {others.ok + third.ok:,} GETs, "
+            f"{others.failed + third.failed} failed; ages at its end {', '.join(f'{a:.0f} s' for a in ages.values())}"
+        )
+        report(
+            f"a proxy killed meanwhile served by its snapshot {served - restarted:.1f} s later; {gap.failed} requests of its "
+            "own node's clients failed in between"
+        )
+        assert killed >= 4
+        assert others.failed + third.failed == 0, (others.failures + third.failures)[:10]
+        assert all(value > AWAY - 15 for number, value in ages.items()), ages
+        late = [failure for failure in gap.failures if failure[0] > served + 1]
+        assert not late, late[:5]
+
+
+def metrics(number):
+    return kube.run("ip", "netns", "exec", f"node-{number}", "curl", "-sf", "-m", "5", f"http://{nodes.address(number)}:9991/metrics", check=False).stdout
+
+
+def age(number):
+    """posthouse_directory_age_seconds, the oldest of all watches."""
+    lines = [line for line in metrics(number).splitlines() if line.startswith("posthouse_directory_age_seconds{")]
+    assert lines, f"node-{number} shows no age"
+    return max(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def snapshot_age(admin):
+    return admin.get("/config")["discovery"]
+
+
+def kill_one(name, word, number):
+    """Kills one process of a node's containers; the kubelet starts it again without the API."""
+    for pid in nodes.processes(number, {"posthouse-demo-app": "app", "posthouse": "posthouse"}[name]):
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if word in file.read().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+                return 1
+    return 0
+
+
+def serving_again(number):
+    """The time from which a node's proxy answers for the whole mesh again."""
+    def answers():
+        code, status, _ = nodes.curl_on_node(number, "-x", f"http://{nodes.address(number)}:4140", "http://abrupt.shop/")
+        return code == 0 and status == 200
+
+    kube.until(f"node-{number}'s proxy serves again", answers, seconds=30, every=0.1)
+    return time.time()
+
+
+def write_then_see(mesh, back, report):
+    """What changed while the API was away or just now is in every proxy's view 2 s after the API answers."""
+    kube.apply('{"apiVersion":"v1","kind":"Service","metadata":{"name":"returned"},"spec":{"ports":[{"port":80}]}}', "shop")
+    waiting = set(range(1, 4))
+    seen = {}
+    while waiting and time.time() < back + 40:
+        for number in sorted(waiting):
+            _, status, words = nodes.curl_on_node(number, "-x", f"http://{nodes.address(number)}:4140", "http://returned.shop/")
+            if status == 503 and "shop/returned" in words:
+                seen[number] = time.time() - back
+                waiting.discard(number)
+        time.sleep(0.02)
+    report("view right after the API's return: " + ", ".join(f"node-{n} {s:.2f} s" for n, s in sorted(seen.items())))
+    kube.kubectl("delete", "service", "returned", "-n", "shop")
+    assert not waiting and all(delay < 2 for delay in seen.values()), seen

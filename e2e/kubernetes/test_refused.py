@@ -1,0 +1,115 @@
+"""What must not work: foreign clients on the outbound port, and addresses that a user writes into an EndpointSlice."""
+
+import json
+
+import pytest
+
+import kube
+import nodes
+
+
+def node_address(name):
+    addresses = kube.get("node", name)["status"]["addresses"]
+    return next(address["address"] for address in addresses if address["type"] == "InternalIP")
+
+
+def test_a_pod_of_another_node_is_refused_at_once(mesh, report):
+    first, second = sorted(mesh.proxies())[:2]
+    pod = mesh.client(first)
+    own = mesh.ask(pod, "--proxy", f"http://{node_address(first)}:4140", "http://echo.shop/")
+    assert own["status"] == 200
+    other = mesh.ask(pod, "--proxy", f"http://{node_address(second)}:4140", "http://echo.shop/", check=False)
+    assert other["status"] in (None, 403), other
+    assert other["took_ms"] < 1000, "known from elsewhere: no wait"
+    report(f"a pod of {first} at {second}'s port 4140: {other['status'] or other['error']}, after {other['took_ms']:.0f} ms")
+
+
+@pytest.mark.own
+def test_the_node_network_is_refused(mesh, report):
+    """Another node, a machine of the node network that is no node, and the machine that the API server runs on."""
+    asked = f"http://{nodes.address(1)}:4140"
+    answers = {"node-1 itself": nodes.curl_on_node(1, "-x", asked, "http://echo.shop/")}
+    assert answers["node-1 itself"][1] == 200, answers
+    answers["node-2"] = nodes.curl_on_node(2, "-x", asked, "http://echo.shop/")
+    answers["the API server's machine"] = nodes.curl([], "-x", asked, "http://echo.shop/")
+    with nodes.Outsider("10.77.0.99/24") as outsider:
+        answers["another machine of the node network"] = outsider.curl("-x", asked, "http://echo.shop/")
+        # Not in any pod range, and nobody's address.
+        nodes.sh("ip -n posthouse-outsider addr add 10.88.200.7/32 dev lo; ip route add 10.88.200.7/32 dev kbr0; "
+                 "ip -n node-1 route add 10.88.200.7/32 via 10.77.0.99")
+        try:
+            answers["an address outside of all pod ranges"] = outsider.curl("--interface", "10.88.200.7", "-x", asked, "http://echo.shop/")
+        finally:
+            nodes.sh("ip route del 10.88.200.7/32; ip -n node-1 route del 10.88.200.7/32", check=False)
+    refused = {who: answer for who, answer in answers.items() if who != "node-1 itself"}
+    assert all(status in (0, 403) for _, status, _ in refused.values()), refused
+    report(f"refused at node-1's port 4140: {', '.join(refused)}")
+
+
+@pytest.mark.own
+def test_the_link_port_takes_only_nodes(mesh):
+    with nodes.Outsider("10.77.0.99/24") as outsider:
+        code, status, _ = outsider.curl("--http2-prior-knowledge", f"http://{nodes.address(1)}:4141/")
+        assert code != 0 and status == 0, (code, status)
+    pod = mesh.client("node-2")
+    answer = mesh.ask(pod, "--proxy", f"http://{nodes.address(1)}:4141", "http://echo.shop/", check=False)
+    assert answer["status"] is None, answer
+
+
+@pytest.mark.parametrize(
+    "what, family, address, port",
+    [
+        ("cloud metadata", "IPv4", "169.254.169.254", 80),
+        ("cloud metadata over IPv6", "IPv6", "fd00:ec2::254", 80),
+        ("loopback", "IPv4", "127.0.0.1", 9990),
+        ("loopback in IPv6", "IPv6", "::1", 9990),
+        ("IPv4-mapped metadata", "IPv6", "::ffff:169.254.169.254", 80),
+        ("NAT64 of loopback", "IPv6", "64:ff9b::7f00:1", 9990),
+        ("unspecified", "IPv4", "0.0.0.0", 9990),
+        ("multicast", "IPv4", "224.0.0.1", 80),
+        ("the kubelet of the first node", "IPv4", "NODE-1", 10250),
+        ("the first node's admin port", "IPv4", "NODE-1", 9990),
+        ("the second node's admin port", "IPv4", "NODE-2", 9990),
+        ("the second node's metrics port", "IPv4", "NODE-2", 9991),
+        ("the second node's outbound port", "IPv4", "NODE-2", 4140),
+        ("the gateway of the first node's pods", "IPv4", "GATEWAY-1", 10250),
+    ],
+)
+@pytest.mark.parametrize("node_named", [False, True], ids=["without a node", "with a node"])
+def test_an_address_in_an_endpointslice(mesh, report, what, family, address, port, node_named):
+    """The API itself refuses some; what it lets through, the proxy refuses, whichever node the slice names."""
+    first, second = sorted(mesh.proxies())[:2]
+    owner = second if address == "NODE-2" else first
+    if address.startswith("NODE-"):
+        address = node_address(owner)
+    elif address == "GATEWAY-1":
+        if not node_named:
+            pytest.skip("nothing in the API tells that address from a machine outside of the cluster (docs/decisions.md)")
+        address = kube.get("node", first)["spec"]["podCIDR"].split("/")[0].rsplit(".", 1)[0] + ".1"
+    endpoint = {"addresses": [address], "conditions": {"ready": True}}
+    if node_named:
+        endpoint["nodeName"] = owner
+    piece = {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+        "metadata": {"name": "evil-1", "labels": {"kubernetes.io/service-name": "evil"}},
+        "ports": [{"name": "http", "port": port}], "endpoints": [endpoint],
+    }
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "evil"}, "spec": {"ports": [{"name": "http", "port": 80}]}}
+    kube.apply(json.dumps(service), "shop")
+    try:
+        written = kube.run(kube.KUBECTL, "apply", "-n", "shop", "-f", "-", stdin=json.dumps(piece), check=False)
+        if written.returncode != 0:
+            assert "Invalid value" in written.stderr, written.stderr
+            report(f"{what}: the API server refuses it")
+            return
+        for node in (first, second):
+            pod = mesh.client(node)
+            known = kube.until(
+                f"{node} knows the slice",
+                lambda pod=pod: (a := mesh.ask(pod, "http://evil.shop/", check=False))["status"] not in (500, 503) and a,
+                seconds=20,
+            )
+            assert known["status"] == 502 and "destination_ip_prohibited" in known["headers"]["proxy-status"], known
+        report(f"{what}: {known['headers']['proxy-status'][:150]}")
+    finally:
+        kube.kubectl("delete", "service/evil", "endpointslice/evil-1", "-n", "shop", "--ignore-not-found")
