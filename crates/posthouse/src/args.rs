@@ -4,6 +4,7 @@
 //! Never name a variable `POSTHOUSE_PORT*` or `POSTHOUSE_SERVICE_*`: Kubernetes sets those in every pod of a namespace
 //! that has a Service called `posthouse`.
 
+mod check;
 mod env;
 mod message;
 mod values;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use posthouse_discovery::Source;
 use posthouse_proxy::MissingPeer;
 
+pub(crate) use check::{CheckArgs, OutputFormat};
 pub(crate) use env::{EnvArgs, EnvFormat};
 pub(crate) use message::one_line;
 
@@ -61,6 +63,12 @@ pub(crate) enum Command {
     ///
     /// Exit code 0 when it is, 1 when it is not or does not answer, with the reason on stderr.
     Ready(ReadyArgs),
+    /// Say what stands in the way of an installation in a cluster, or what is wrong with one
+    ///
+    /// Asks the API server by the kubeconfig and, once installed, each node's proxy through it (port-forward). Changes
+    /// nothing. Each line is one thing that was looked at, with a hint where something is wrong. Exit code 0 when nothing
+    /// failed (warnings are allowed), 1 when something did, 64 when a flag or the kubeconfig is wrong.
+    Check(Box<CheckArgs>),
     /// Print the environment that sends a workload's requests through its node's proxy
     ///
     /// As YAML for a container's manifest, or as a patch of a workload. Nothing is changed in any cluster.
@@ -263,6 +271,11 @@ impl Surroundings {
             namespace_file: PathBuf::from(NAMESPACE_FILE),
             cores: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         }
+    }
+
+    /// Whether a terminal gets colours (https://no-color.org).
+    pub(crate) fn colours(&self) -> bool {
+        self.text("NO_COLOR").is_none()
     }
 
     /// A variable's text; an empty one counts as not set.

@@ -4,6 +4,7 @@
 
 mod admin;
 mod args;
+mod check;
 mod env;
 mod logging;
 mod process;
@@ -17,7 +18,7 @@ mod telemetry;
 mod reference;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -64,11 +65,16 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&Failure::Usage(args::one_line(&error, &argv))),
     };
+    let around = Surroundings::of_process();
     let outcome = match command {
-        Command::Run(flags) => {
-            flags.into_config(&Surroundings::of_process()).map_err(Failure::Usage).and_then(run::run)
-        }
+        Command::Run(flags) => flags.into_config(&around).map_err(Failure::Usage).and_then(run::run),
         Command::Ready(flags) => ready::ready(&flags.admin_socket).map_err(Failure::from),
+        Command::Check(flags) => match check::run(&flags, std::io::stdout().is_terminal() && around.colours()) {
+            Ok(true) => Ok(()),
+            // The report has said what failed.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(failure) => Err(failure),
+        },
         Command::Env(flags) => print(&env::render(&flags)).map_err(Failure::from),
     };
     match outcome {

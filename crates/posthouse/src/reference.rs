@@ -9,12 +9,14 @@ use posthouse_proxy::{ErrorKind, MetricDoc};
 
 use crate::admin::{PATHS, PathDoc};
 use crate::args::Cli;
-use crate::telemetry;
+use crate::{check, telemetry};
 
 /// The sections that are made from the code, by the name in their marker.
-fn sections() -> [(&'static str, String); 5] {
+fn sections() -> [(&'static str, String); 7] {
     [
         ("flags", flags()),
+        ("check flags", typed_flags("check")),
+        ("checks", checks()),
         ("env flags", typed_flags("env")),
         ("paths", paths()),
         ("metrics", metrics()),
@@ -82,6 +84,14 @@ fn help_and_default(arg: &Arg) -> (String, String) {
         default = "none: required".into();
     }
     (sentences.join(" "), cell(&default))
+}
+
+fn checks() -> String {
+    let mut text = String::from("\n| check | what it looks at |\n|---|---|\n");
+    for (id, help) in check::Id::ALL {
+        writeln!(text, "| `{}` | {} |", id.as_str(), cell(help)).unwrap();
+    }
+    text
 }
 
 fn paths() -> String {

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use http::Uri;
+
 /// An address to listen on.
 pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write IP:PORT, as in 127.0.0.1:4140 or [::1]:4140".to_owned())
@@ -81,6 +83,22 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(HELP.into()),
     };
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "that is too long".into())
+}
+
+/// A time limit: a duration that is not zero.
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|limit| if limit.is_zero() { Err("that is no time at all".into()) } else { Ok(limit) })
+}
+
+/// A URL that a proxy can be asked for as it stands.
+pub(super) fn probe_url(text: &str) -> Result<Uri, String> {
+    const HELP: &str = "write a URL as in http://web.shop/healthz";
+    let url: Uri = text.parse().map_err(|_| HELP)?;
+    match (url.scheme_str(), url.authority()) {
+        (Some("http"), Some(authority)) if !authority.as_str().contains('@') && !authority.host().is_empty() => Ok(url),
+        (Some("https"), _) => Err("only http: what an application encrypts itself, no proxy can answer for".into()),
+        _ => Err(HELP.into()),
+    }
 }
 
 /// A log level or a list of `module=level`. Stricter than the filter itself, which takes any word for a module.

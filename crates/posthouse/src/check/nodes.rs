@@ -1,0 +1,378 @@
+//! What the proxies themselves say: each node's admin API, and a request through its outbound port. Nodes are asked some at a
+//! time; one that cannot be asked costs a finding and its time limits, no more.
+
+mod answers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, Uri};
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::api::{Cluster, Trouble, ahead, judge_clock};
+use super::forward::{Answer, Forwarded};
+use super::report::NodeSummary;
+use super::workload::{Ports, node_name};
+use super::{Finding, Id};
+use answers::{NodeConfig, Peers, proxy_status, short};
+
+/// Nodes asked at the same time: each is a connection of the API server to a kubelet.
+const AT_ONCE: usize = 8;
+/// Every node lists every other, so in a large cluster some stand for all: 64 of 5,000 are 80 MB instead of 6 GB.
+const ASK_PEERS: usize = 64;
+/// Two bookmarks missed, as in discovery, which then begins the watch anew.
+const STALE: Duration = Duration::from_secs(120);
+/// A name that cannot exist (RFC 6761): every proxy must refuse it by itself.
+const NOWHERE: &str = "http://posthouse-check.invalid/";
+
+/// One node and what it answered.
+pub(super) struct NodeAnswers {
+    node: String,
+    pod: String,
+    admin: Result<Admin, Trouble>,
+    probe: Result<Probe, Trouble>,
+}
+
+struct Admin {
+    config: NodeConfig,
+    /// Seconds by which the node's clock is ahead of this machine's.
+    ahead: Option<f64>,
+    /// `None`: not asked.
+    peers: Option<Result<Peers, Trouble>>,
+}
+
+/// The answer to the request that was sent through a node.
+struct Probe {
+    status: StatusCode,
+    headers: HeaderMap,
+    took: Duration,
+}
+
+/// Asks the pods: (node, pod).
+pub(super) async fn ask(
+    cluster: &Cluster,
+    targets: Vec<(String, String)>,
+    ports: Ports,
+    url: Option<&Uri>,
+) -> Vec<NodeAnswers> {
+    let url = url.cloned().unwrap_or_else(|| Uri::from_static(NOWHERE));
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let mut asking = JoinSet::new();
+    let step = targets.len().div_ceil(ASK_PEERS);
+    for (at, (node, pod)) in targets.into_iter().enumerate() {
+        let (cluster, turns, url) = (cluster.clone(), Arc::clone(&turns), url.clone());
+        asking.spawn(async move {
+            // The semaphore is never closed.
+            let _turn = turns.acquire_owned().await;
+            let admin = ask_admin(&cluster, &pod, ports.admin, at % step == 0).await;
+            let probe = ask_through(&cluster, &pod, ports.outbound, &url).await;
+            NodeAnswers { node, pod, admin, probe }
+        });
+    }
+    let mut answers = asking.join_all().await;
+    answers.sort_by(|a, b| a.node.cmp(&b.node));
+    answers
+}
+
+async fn ask_admin(cluster: &Cluster, pod: &str, port: u16, with_peers: bool) -> Result<Admin, Trouble> {
+    let mut connection = Forwarded::open(cluster, pod, port).await?;
+    let answer = connection.get(&Uri::from_static("/config")).await?;
+    let ahead = ahead(&answer.headers, answer.asked);
+    let config = parse(&answer, port)?;
+    let peers = match with_peers {
+        true => Some(match connection.get(&Uri::from_static("/peers")).await {
+            Ok(answer) => parse(&answer, port),
+            Err(trouble) => Err(trouble),
+        }),
+        false => None,
+    };
+    Ok(Admin { config, ahead, peers })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(answer: &Answer, port: u16) -> Result<T, Trouble> {
+    let parsed = (answer.status == StatusCode::OK).then(|| serde_json::from_slice(&answer.body).ok()).flatten();
+    parsed.ok_or_else(|| Trouble::Other(format!("what answers on port {port} is no posthouse ({})", answer.status)))
+}
+
+async fn ask_through(cluster: &Cluster, pod: &str, port: u16, url: &Uri) -> Result<Probe, Trouble> {
+    let answer = Forwarded::open(cluster, pod, port).await?.get(url).await?;
+    Ok(Probe { status: answer.status, headers: answer.headers, took: answer.took })
+}
+
+/// The nodes that could not be asked.
+pub(super) fn unreachable(answers: &[NodeAnswers]) -> Vec<Finding> {
+    let finding = |answer: &NodeAnswers| {
+        let trouble = answer.admin.as_ref().err()?;
+        Some(trouble.finding(Id::Node, "its proxy's admin API", "create and get pods/portforward").on(&answer.node))
+    };
+    answers.iter().filter_map(finding).collect()
+}
+
+fn admins(answers: &[NodeAnswers]) -> impl Iterator<Item = (&NodeAnswers, &Admin)> {
+    answers.iter().filter_map(|answer| Some((answer, answer.admin.as_ref().ok()?)))
+}
+
+/// `server`: seconds by which the API server's clock is ahead of this machine's.
+pub(super) fn clocks(answers: &[NodeAnswers], server: f64) -> Vec<Finding> {
+    let clock =
+        |(answer, admin): (&NodeAnswers, &Admin)| Some(judge_clock("its", server - admin.ahead?).on(&answer.node));
+    admins(answers).filter_map(clock).collect()
+}
+
+/// Are they all the same, and what this program is?
+pub(super) fn versions(answers: &[NodeAnswers], rolling_out: bool) -> Vec<Finding> {
+    let mut nodes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (answer, admin) in admins(answers) {
+        nodes.entry(short(&admin.config.version)).or_default().push(&answer.node);
+    }
+    let mixed = nodes.len() > 1;
+    let mut findings = Vec::new();
+    for (version, nodes) in &nodes {
+        for node in nodes {
+            let finding = match (mixed, rolling_out) {
+                (false, _) => Finding::ok(Id::Version, version),
+                (true, true) => Finding::warn(Id::Version, format!("{version}, and a rollout runs")),
+                (true, false) => Finding::warn(Id::Version, format!("{version}, which is not everywhere the same"))
+                    .hint("delete the pods with the wrong one, or let 'helm upgrade' replace them"),
+            };
+            findings.push(finding.on(node));
+        }
+    }
+    let number = |version: &str| version.split(' ').next().unwrap_or_default().to_owned();
+    let ours = env!("CARGO_PKG_VERSION");
+    if let Some(other) = nodes.keys().map(|version| number(version)).find(|version| version != ours) {
+        findings.push(
+            Finding::warn(
+                Id::Version,
+                format!("this program is {ours}, proxies are {other}: it may not know what they say"),
+            )
+            .hint("use the 'posthouse check' of their version"),
+        );
+    }
+    findings
+}
+
+/// Is each proxy ready, and is what it knows up to date?
+pub(super) fn states(answers: &[NodeAnswers], nodes: &[Node], namespace: &str) -> Vec<Finding> {
+    let nodes: BTreeMap<&str, &Node> = nodes.iter().map(|node| (node_name(node), node)).collect();
+    let mut findings = Vec::new();
+    for (answer, admin) in admins(answers) {
+        let mut found = state(&admin.config, &answer.node, &format!("kubectl -n {namespace} logs {}", answer.pod));
+        found.extend(nodes.get(answer.node.as_str()).into_iter().flat_map(|node| address(node, &admin.config)));
+        if found.is_empty() {
+            found.push(Finding::ok(Id::Node, "ready, and what it knows is up to date"));
+        }
+        findings.extend(found.into_iter().map(|finding| finding.on(&answer.node)));
+    }
+    findings
+}
+
+fn state(config: &NodeConfig, node: &str, logs: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let believed = &config.config.node_name;
+    if believed != node {
+        findings.push(
+            Finding::fail(Id::Node, format!("its proxy takes itself for node '{believed}'"))
+                .hint("POSTHOUSE_NODE_NAME must be spec.nodeName, as the chart has it"),
+        );
+    }
+    if !config.ready {
+        findings.push(
+            Finding::fail(Id::Node, format!("its proxy is not ready: {}", config.pending.join("; ")))
+                .hint(format!("its log says more: {logs}")),
+        );
+    }
+    for watch in &config.discovery.watches {
+        let kind = &watch.kind;
+        let age = watch.age.filter(|age| *age > STALE.as_secs_f64());
+        let finding = match (&watch.last_error, age, watch.from_snapshot) {
+            (Some(error), _, _) if error.contains("403") => {
+                Finding::fail(Id::Permissions, format!("its proxy may not read {kind} objects: {error}"))
+                    .hint("the ClusterRole and ClusterRoleBinding 'posthouse': rbac.create=true, then 'helm upgrade'")
+            }
+            (Some(error), _, _) => {
+                Finding::warn(Id::Node, format!("its watch of {kind} objects fails, the last view is served: {error}"))
+                    .hint("can the node reach the API server?")
+            }
+            (None, Some(age), _) => {
+                Finding::warn(Id::Node, format!("its watch of {kind} objects is silent for {age:.0} s"))
+                    .hint("can the node reach the API server?")
+            }
+            (None, None, Some(_)) => Finding::warn(
+                Id::Node,
+                format!(
+                    "its {kind} objects are those of the snapshot: the API server has not listed them since it started"
+                ),
+            )
+            .hint("can the node reach the API server?"),
+            (None, None, None) => continue,
+        };
+        findings.push(finding);
+    }
+    let problems = &config.discovery.problems;
+    if let Some(first) = problems.first() {
+        let all = problems.len() as u64 + config.discovery.problems_dropped;
+        let object = [first.source.as_str(), first.object.as_str()].join(" ");
+        findings.push(
+            Finding::warn(
+                Id::Node,
+                format!("it skips {all} objects that do not fit; {}: {}", object.trim(), first.error),
+            )
+            .hint("all of them stand in /config of its admin API"),
+        );
+    }
+    findings
+}
+
+/// Is the proxy's address the Node's?
+fn address(node: &Node, config: &NodeConfig) -> Option<Finding> {
+    let status = node.status.as_ref();
+    let addresses: Vec<&str> = status
+        .and_then(|status| status.addresses.as_ref())
+        .into_iter()
+        .flatten()
+        .filter(|address| matches!(address.type_.as_str(), "InternalIP" | "ExternalIP"))
+        .map(|address| address.address.as_str())
+        .collect();
+    let ips = &config.config.node_ip;
+    let message = format!("its proxy's address {} is none of the Node's ({})", ips.join(", "), addresses.join(", "));
+    (!ips.iter().any(|ip| addresses.contains(&ip.as_str()))).then(|| {
+        Finding::fail(Id::Node, message).hint(
+            "POSTHOUSE_NODE_IP must be status.hostIP, as the chart has it; other nodes refuse the proxy otherwise",
+        )
+    })
+}
+
+/// The same, before there is a proxy: does each Node say which addresses its pods have?
+pub(super) fn objects(nodes: &[Node]) -> Vec<Finding> {
+    let ranges = |node: &Node| {
+        let spec = node.spec.as_ref();
+        spec.is_some_and(|spec| spec.pod_cidr.is_some() || spec.pod_cidrs.as_ref().is_some_and(|all| !all.is_empty()))
+    };
+    let finding = |node: &Node| {
+        let finding = match ranges(node) {
+            true => Finding::ok(Id::Node, "its pods' addresses are known (spec.podCIDRs)"),
+            false => Finding::warn(
+                Id::Node,
+                "it has no spec.podCIDRs: a pod that the API does not show within 3 s of its first request is refused",
+            )
+            .hint("kube-controller-manager --allocate-node-cidrs, or a network plugin that writes them"),
+        };
+        finding.on(node_name(node))
+    };
+    nodes.iter().map(finding).collect()
+}
+
+/// Does each know the others, and reach them? `ready`: the nodes with a ready proxy.
+pub(super) fn links(answers: &[NodeAnswers], ready: &BTreeSet<String>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (answer, admin) in admins(answers) {
+        let found = match &admin.peers {
+            None => continue,
+            Some(Err(trouble)) => vec![Finding::fail(Id::Links, format!("its links cannot be looked at: {trouble}"))],
+            Some(Ok(peers)) => link(peers, &answer.node, ready),
+        };
+        findings.extend(found.into_iter().map(|finding| finding.on(&answer.node)));
+    }
+    findings
+}
+
+fn link(peers: &Peers, node: &str, ready: &BTreeSet<String>) -> Vec<Finding> {
+    let known: BTreeMap<&str, bool> = peers.peers.iter().map(|peer| (peer.node.as_str(), peer.ready)).collect();
+    let others = || ready.iter().map(String::as_str).filter(|other| *other != node);
+    let unknown: Vec<&str> = others().filter(|other| known.get(other) != Some(&true)).collect();
+    let mut findings = Vec::new();
+    if let [first, ..] = unknown.as_slice() {
+        let others = match unknown.len() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        findings.push(
+            Finding::fail(Id::Links, format!("its proxy does not know that node {first}{others} has one"))
+                .hint("kubectl get endpointslices -l kubernetes.io/service-name=posthouse; a new proxy needs some seconds to get there"),
+        );
+    }
+    for peer in peers.peers.iter().filter(|peer| !peer.this_node && peer.ready) {
+        let Some(link) = peer.link.as_ref().filter(|link| link.connections == 0 && link.failures > 0) else { continue };
+        let error = link.last_error.as_deref().unwrap_or("no reason is given");
+        let finding = match link.opened {
+            0 => Finding::fail(
+                Id::Links,
+                format!("never reached the proxy of {} at {}: {error}", peer.node, peer.address),
+            ),
+            _ => Finding::warn(
+                Id::Links,
+                format!("has no connection to the proxy of {} now; what failed last: {error}", peer.node),
+            ),
+        };
+        findings.push(
+            finding.hint(format!("do a firewall or a NetworkPolicy of the hosts let nodes reach {}?", peer.address)),
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            Id::Links,
+            match others().count() {
+                0 => "there is no other proxy".to_owned(),
+                n => format!("knows the proxies of {n} other nodes, and no link to them fails"),
+            },
+        ));
+    }
+    findings
+}
+
+/// Were the requests answered as they should be?
+pub(super) fn probes(answers: &[NodeAnswers], url: Option<&Uri>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for answer in answers {
+        let finding = match (&answer.probe, &answer.admin) {
+            (Ok(probe), _) => judge_probe(probe, url),
+            // Said once already.
+            (Err(trouble), Err(same)) if trouble == same => continue,
+            (Err(trouble), _) => trouble.finding(Id::Probe, "its outbound port", "create and get pods/portforward"),
+        };
+        findings.push(finding.on(&answer.node));
+    }
+    findings
+}
+
+fn judge_probe(probe: &Probe, url: Option<&Uri>) -> Finding {
+    let Probe { status, headers, took } = probe;
+    let said = proxy_status(headers);
+    let token = said.as_ref().and_then(|said| said.error.as_deref());
+    let details = said.as_ref().map(|said| said.details.clone()).unwrap_or_default();
+    let finding = match (url, token) {
+        (None, Some("destination_not_found")) => Finding::ok(Id::Probe, "its outbound port answers"),
+        (None, Some(token)) => {
+            Finding::fail(Id::Probe, format!("its outbound port answers {status}, {token}: {details}"))
+        }
+        (None, None) => {
+            return Finding::fail(Id::Probe, format!("what answers on its outbound port is no posthouse ({status})"))
+                .hint("'ss -ltnp' on the node shows who listens there; an answer of 'ports' may tell, too");
+        }
+        (Some(url), Some(token)) => Finding::fail(Id::Probe, format!("GET {url}: {status}, {token}: {details}"))
+            .hint("/services/NAMESPACE/NAME of its admin API shows the Service as it knows it"),
+        (Some(url), None) if status.is_server_error() => {
+            Finding::warn(Id::Probe, format!("GET {url}: the application itself answers {status}"))
+        }
+        (Some(url), None) => Finding::ok(Id::Probe, format!("GET {url}: {status}")),
+    };
+    finding.took(*took)
+}
+
+/// For the JSON.
+pub(super) fn summary(answers: &[NodeAnswers]) -> Vec<NodeSummary> {
+    let summary = |answer: &NodeAnswers| NodeSummary {
+        name: answer.node.clone(),
+        pod: answer.pod.clone(),
+        version: answer.admin.as_ref().ok().map(|admin| admin.config.version.clone()),
+        ready: answer.admin.as_ref().ok().map(|admin| admin.config.ready),
+    };
+    answers.iter().map(summary).collect()
+}
+
+#[cfg(test)]
+mod tests;
