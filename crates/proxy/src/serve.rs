@@ -46,7 +46,7 @@ pub(crate) async fn connection(client: Rc<Client>, mut io: BufferedIo) {
         }
         let was_empty = io.rbuf.is_empty();
         let read = {
-            let mut drained = std::pin::pin!(client.worker.drain.begun());
+            let mut drained = std::pin::pin!(client.worker.drain.idle_ends());
             poll_fn(|cx| {
                 if let Poll::Ready(read) = io.poll_fill(cx, 0) {
                     return Poll::Ready(read.ok());
@@ -168,7 +168,7 @@ async fn look_inside(client: &Client, found: &Found, mut io: BufferedIo) -> (Buf
     // Where the Service says HTTP, silence does not mean another protocol: wait as long as for any request.
     let says_http = protocol != posthouse_model::AppProtocol::Unknown;
     let mut timer = IdleTimer::new(if says_http { timeouts.client_idle } else { timeouts.peek });
-    let mut drained = std::pin::pin!(client.worker.drain.begun());
+    let mut drained = std::pin::pin!(client.worker.drain.idle_ends());
     loop {
         match detect::inside_tunnel(&io.rbuf) {
             Detected::Http1 => return (io, Inside::Http1),

@@ -64,11 +64,15 @@ pub(crate) struct Worker {
     pub(crate) failure_log: FailureLog,
 }
 
-/// Tells connections to end after what they are doing.
+/// Tells connections to end after what they are doing: first by an answer's `Connection: close` or a GOAWAY, later also those
+/// on which nothing is asked. A client that reuses a kept-alive connection at the moment in which it is closed cannot know
+/// whether its request was read, and may not send a POST again.
 #[derive(Default)]
 pub(crate) struct Drain {
     draining: Cell<bool>,
     begun: Notify,
+    idle_over: Cell<bool>,
+    idle_ends: Notify,
 }
 
 impl Drain {
@@ -84,9 +88,22 @@ impl Drain {
         }
     }
 
+    /// Ready when idle connections of clients that speak HTTP/1 shall end.
+    pub(crate) async fn idle_ends(&self) {
+        let notified = self.idle_ends.notified();
+        if !self.idle_over.get() {
+            notified.await;
+        }
+    }
+
     fn begin(&self) {
         self.draining.set(true);
         self.begun.notify_waiters();
+    }
+
+    fn end_idle(&self) {
+        self.idle_over.set(true);
+        self.idle_ends.notify_waiters();
     }
 }
 
@@ -100,8 +117,8 @@ pub(crate) struct Listeners {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Serve,
-    /// Close listeners, end what is idle, finish what is under way.
-    Drain,
+    /// Close listeners, finish what is under way, end what is idle after this time.
+    Drain(Duration),
     /// End at once.
     Stop,
 }
@@ -172,15 +189,22 @@ impl Worker {
         });
         drop(done);
         // An error means that the owner is gone, which ends the worker, too.
-        let _ = phase.wait_for(|p| *p != Phase::Serve).await;
+        let told = phase.wait_for(|p| *p != Phase::Serve).await.map(|phase| *phase);
+        let idle = if let Ok(Phase::Drain(idle)) = told { idle } else { Duration::ZERO };
         // The accept loops take what the kernel has accepted already, then end, which closes the listeners.
         self.drain.begin();
         while tasks.join_next().await.is_some() {}
         drop(sweeper);
+        let end_idle = async {
+            tokio::time::sleep(idle).await;
+            self.drain.end_idle();
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             // Every connection holds a sender; none is ever sent on.
             _ = connections.recv() => {}
             _ = phase.wait_for(|p| *p == Phase::Stop) => {}
+            () = end_idle => {}
         }
     }
 

@@ -18,6 +18,10 @@ use crate::worker::{Listeners, Phase, Worker};
 /// Connections that wait in the kernel to be accepted. 4096: `net.core.somaxconn`'s default since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
+/// How long a draining proxy waits for the next request of a kept-alive HTTP/1 connection, to tell the client by its answer. 10 s:
+/// a client that sends less often rarely does so in the very moment in which the connection is closed. Envoy drains alike.
+const DRAIN_IDLE: Duration = Duration::from_secs(10);
+
 /// Running workers.
 pub struct Workers {
     outbound: Vec<SocketAddr>,
@@ -75,8 +79,10 @@ impl Workers {
 
     /// Closes the listeners, tells clients and peers to go (`Connection: close`, GOAWAY), waits for requests in flight
     /// until `deadline` has passed, then ends the threads. Returns whether all were done in time.
+    /// A kept-alive connection is told with its next answer; one without a request is closed after [`DRAIN_IDLE`], or half of a
+    /// shorter `deadline`.
     pub async fn drain(mut self, deadline: Duration) -> bool {
-        self.phase.send_replace(Phase::Drain);
+        self.phase.send_replace(Phase::Drain(DRAIN_IDLE.min(deadline / 2)));
         let in_time = tokio::time::timeout(deadline, self.ended.recv()).await.is_ok();
         if !in_time {
             limit_reached("drain_deadline");

@@ -88,7 +88,7 @@ async fn read_head(client: &Client, io: &SharedIo, waiting: &mut IdleTimer) -> R
     waiting.set_limit(timeouts.client_idle);
     io.borrow_mut().shrink();
     let mut begun = false;
-    let mut drained = pin!(client.worker.drain.begun());
+    let mut drained = pin!(client.worker.drain.idle_ends());
     poll_fn(|cx| {
         loop {
             let mut io = io.borrow_mut();

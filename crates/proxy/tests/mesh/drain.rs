@@ -1,4 +1,4 @@
-//! The end of a proxy: what is under way finishes, what is idle closes, nothing new is taken.
+//! The end of a proxy: what is under way finishes, what is idle is told or closes, nothing new is taken.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,7 +45,36 @@ async fn is_closed(address: SocketAddr) {
 }
 
 #[tokio::test]
-async fn a_proxy_without_work_ends_at_once_and_closes_what_is_idle() {
+async fn a_proxy_without_clients_ends_at_once() {
+    let mesh = Mesh::start();
+    let link = mesh.a.link;
+    assert!(within("the drain", mesh.a.drain(LIMIT * 100)).await);
+    is_closed(link).await;
+}
+
+/// The client may be sending its next request while the proxy decides to end, and must not send a POST twice.
+#[tokio::test]
+async fn a_kept_alive_connection_is_told_with_its_next_answer() {
+    let pod = Pod::named(B, 10, "pod").await;
+    let mesh = Mesh::start();
+    mesh.web(&[&pod]);
+    let mut kept = Wire::connect(mesh.a.outbound).await;
+    assert_eq!(kept.get("web.demo", "/").await.text(), "pod");
+    let mut fresh = Wire::connect(mesh.a.outbound).await;
+    // Accepted before the drain begins: another client's answer takes longer than that.
+    assert_eq!(Wire::connect(mesh.a.outbound).await.get("web.demo", "/").await.text(), "pod");
+    let drain = draining(mesh.a, LIMIT * 10).await;
+    for client in [&mut kept, &mut fresh] {
+        let answer = client.ask("POST / HTTP/1.1\r\nHost: web.demo\r\nContent-Length: 2\r\n\r\nhi").await;
+        assert_eq!((answer.text().as_str(), answer.head.field("connection")), ("pod", "close"));
+        client.ended().await;
+    }
+    drop((kept, fresh));
+    assert!(within("the drain", drain).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_stays_idle_is_closed_before_the_deadline() {
     let pod = Pod::named(B, 10, "pod").await;
     let mesh = Mesh::start();
     mesh.web(&[&pod]);
@@ -55,7 +84,7 @@ async fn a_proxy_without_work_ends_at_once_and_closes_what_is_idle() {
     let mut silent = Wire::connect(outbound).await;
     let h2 = H2::connect(outbound).await;
     assert_eq!(h2.get("http://web.demo/").await.unwrap().text(), "pod");
-    assert!(within("the drain", mesh.a.drain(LIMIT * 10)).await);
+    assert!(within("the drain", mesh.a.drain(Duration::from_millis(400))).await, "in time");
     idle.ended().await;
     silent.ended().await;
     assert!(h2.get("http://web.demo/").await.is_err());
