@@ -86,11 +86,21 @@ impl Id {
     }
 }
 
-/// The checks, for `--help`.
+/// The checks, for `--help`. Clap breaks lines, but does not indent what follows.
 pub(crate) fn overview() -> String {
-    let mut text = String::from("Checks:\n");
+    const WIDTH: usize = 64;
+    let mut text = String::from("Checks:");
     for (id, help) in Id::ALL {
-        text.push_str(&format!("  {:<11}  {help}\n", id.as_str()));
+        text.push_str(&format!("\n  {:<11} ", id.as_str()));
+        let mut column = 0;
+        for word in help.split_whitespace() {
+            if column > 0 && column + word.len() >= WIDTH {
+                text.push_str(&format!("\n{:14}", ""));
+                column = 0;
+            }
+            text.push_str(&format!(" {word}"));
+            column += word.len() + 1;
+        }
     }
     text
 }

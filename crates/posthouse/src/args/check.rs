@@ -8,17 +8,16 @@ use http::Uri;
 
 use super::values;
 
+const EXAMPLES: &str = "Examples:
+  posthouse check --pre                      before the installation
+  posthouse check                            after it, or at any time
+  posthouse check --url http://web.shop/     and a request to that Service through each node";
+
 /// The flags of `posthouse check`; none has an environment variable, since a person types them. (KUBECONFIG and NO_COLOR mean
 /// what they mean everywhere.)
 #[derive(Args, Debug)]
-#[command(
-    max_term_width = 110,
-    after_long_help = crate::check::overview(),
-    after_help = "Examples:\n  \
-    posthouse check --pre                      before the installation\n  \
-    posthouse check                            after it, or at any time\n  \
-    posthouse check --url http://web.shop/     and a request to that Service through each node"
-)]
+#[command(max_term_width = 110, after_help = EXAMPLES)]
+#[command(after_long_help = format!("{EXAMPLES}\n\n{}", crate::check::overview()))]
 pub(crate) struct CheckArgs {
     /// Namespace of the proxies
     #[arg(long, value_name = "NAMESPACE", default_value = "posthouse", value_parser = values::dns_label)]

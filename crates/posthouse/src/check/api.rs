@@ -63,6 +63,9 @@ pub(super) enum Trouble {
     Slow(Duration),
     #[error("{0}")]
     Other(String),
+    /// Not asked any more, since this many others all failed.
+    #[error("not asked, since none of the first {0} could be")]
+    GivenUp(usize),
 }
 
 impl Trouble {
@@ -89,6 +92,7 @@ impl Trouble {
         match self {
             Self::Forbidden(why) => Finding::skipped(id, format!("{what} cannot be looked at: {why}"))
                 .hint(format!("you need the permission to {permission}")),
+            Self::GivenUp(_) => Finding::skipped(id, format!("{what} cannot be looked at: {self}")),
             Self::Unauthorized => Finding::fail(id, format!("{what} cannot be looked at: {self}"))
                 .hint("log in again, or choose another --context"),
             Self::Missing | Self::Slow(_) | Self::Other(_) => {

@@ -5,6 +5,7 @@ mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, Uri};
@@ -21,6 +22,8 @@ use answers::{NodeConfig, Peers, proxy_status, short};
 
 /// Nodes asked at the same time: each is a connection of the API server to a kubelet.
 const AT_ONCE: usize = 8;
+/// When so many could not be asked and none could, it is not the nodes' fault, and thousands of time limits are not waited for.
+const GIVE_UP: usize = 2 * AT_ONCE;
 /// Every node lists every other, so in a large cluster some stand for all: 64 of 5,000 are 80 MB instead of 6 GB.
 const ASK_PEERS: usize = 64;
 /// Two bookmarks missed, as in discovery, which then begins the watch anew.
@@ -61,20 +64,48 @@ pub(super) async fn ask(
     let url = url.cloned().unwrap_or_else(|| Uri::from_static(NOWHERE));
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut asking = JoinSet::new();
+    let tally = Arc::new(Tally::default());
     let step = targets.len().div_ceil(ASK_PEERS);
     for (at, (node, pod)) in targets.into_iter().enumerate() {
-        let (cluster, turns, url) = (cluster.clone(), Arc::clone(&turns), url.clone());
+        let (cluster, turns, tally, url) = (cluster.clone(), Arc::clone(&turns), Arc::clone(&tally), url.clone());
         asking.spawn(async move {
             // The semaphore is never closed.
             let _turn = turns.acquire_owned().await;
-            let admin = ask_admin(&cluster, &pod, ports.admin, at % step == 0).await;
-            let probe = ask_through(&cluster, &pod, ports.outbound, &url).await;
+            let admin = match tally.is_hopeless() {
+                true => Err(Trouble::GivenUp(GIVE_UP)),
+                false => ask_admin(&cluster, &pod, ports.admin, at % step == 0).await,
+            };
+            tally.count(admin.is_ok());
+            let probe = match &admin {
+                // Another port of the same pod, by the same way, would fare no better.
+                Err(
+                    trouble @ (Trouble::Forbidden(_) | Trouble::Unauthorized | Trouble::Slow(_) | Trouble::GivenUp(_)),
+                ) => Err(trouble.clone()),
+                _ => ask_through(&cluster, &pod, ports.outbound, &url).await,
+            };
             NodeAnswers { node, pod, admin, probe }
         });
     }
     let mut answers = asking.join_all().await;
     answers.sort_by(|a, b| a.node.cmp(&b.node));
     answers
+}
+
+/// How the nodes so far fared.
+#[derive(Default)]
+struct Tally {
+    answered: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Tally {
+    fn count(&self, answered: bool) {
+        if answered { &self.answered } else { &self.failed }.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_hopeless(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) == 0 && self.failed.load(Ordering::Relaxed) >= GIVE_UP
+    }
 }
 
 async fn ask_admin(cluster: &Cluster, pod: &str, port: u16, with_peers: bool) -> Result<Admin, Trouble> {

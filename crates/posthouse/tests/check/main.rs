@@ -275,6 +275,32 @@ async fn nodes_that_cannot_be_asked_do_not_stop_the_others() {
     assert_eq!(run.code, 1);
 }
 
+#[tokio::test]
+async fn many_nodes_of_which_none_can_be_asked_are_given_up() {
+    let names: Vec<String> = (0..60).map(|at| format!("n{at:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let pods: Vec<Value> = names.iter().map(|node| proxy(&format!("p-{node}"), node)).collect();
+    let mut script = installed(&names, &pods);
+    for node in &names {
+        script.forbid(&format!("/api/v1/namespaces/mesh/pods/p-{node}/portforward"));
+    }
+    let server = ApiServer::start(script).await;
+    let run = run(&server.kubeconfig(), &[]).await;
+    run.has("ok    daemonset", "60 of 60 nodes have a ready proxy");
+    run.has("ok    node", "60 nodes: its pods' addresses are known");
+    run.has(
+        "skip  node",
+        "nodes (n00, n01, n02, n03, n04, …): its proxy's admin API cannot be looked at: the API server answers 403",
+    );
+    run.has(
+        "skip  node",
+        "…): its proxy's admin API cannot be looked at: not asked, since none of the first 16 could be",
+    );
+    let forwards = server.asked().iter().filter(|path| path.contains("/portforward")).count();
+    assert!(forwards < 30, "{forwards} were asked");
+    assert_eq!(run.code, 0, "nothing is known to be wrong: {}", run.stdout);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_node_is_enough_when_one_is_asked_for() {
     let real = Proxy::start();
