@@ -25,7 +25,7 @@ fn line(output: &Output) -> String {
 
 #[test]
 fn help_and_version_are_answers_not_errors() {
-    for arguments in [&["--help"][..], &["run", "--help"], &["run", "-h"]] {
+    for arguments in [&["--help"][..], &["run", "--help"], &["run", "-h"], &["check", "--help"], &["env", "--help"]] {
         let output = posthouse(arguments, &[]);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert!(stdout(&output).contains("Usage: posthouse"), "{arguments:?}");
@@ -52,6 +52,7 @@ fn what_is_wrong_is_said_on_one_line_with_exit_code_64() {
         (&["walk"], "'walk'"),
         (&["run"], "--node-name"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
+        (&["env", "--frobnicate"], "'posthouse env --help'"),
         (&["run", node[0], node[1], "--tls=node"], "--tls"),
         (&["run", node[0], node[1], "--source=dir:/nonexistent/manifests"], "/nonexistent/manifests"),
         (&["run", node[0], node[1], "--source=dir:/proc/version"], "/proc/version"),

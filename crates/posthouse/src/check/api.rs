@@ -83,6 +83,8 @@ impl Trouble {
                 StatusCode::NOT_FOUND => Self::Missing,
                 code => Self::Other(format!("the API server answers {code}")),
             },
+            // Its own words say no more than that there is a cause.
+            kube::Error::Service(cause) => Self::Other(chain(cause.as_ref())),
             error => Self::Other(chain(error)),
         }
     }

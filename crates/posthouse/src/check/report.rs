@@ -104,7 +104,7 @@ impl<W: Write> Report<W> {
             (self.count(Verdict::Fail), self.count(Verdict::Warn), self.count(Verdict::Skipped));
         let verdict = match (fails, warnings, self.mode) {
             (0, 0, Mode::Installed) => "everything is in order".to_owned(),
-            (0, 0, Mode::BeforeInstallation) => "nothing speaks against the installation".to_owned(),
+            (0, 0, Mode::BeforeInstallation) => "everything is in order for an installation".to_owned(),
             (0, _, _) => format!("no problem, {}", number(warnings, "warning")),
             (_, 0, _) => number(fails, "problem"),
             _ => format!("{}, {}", number(fails, "problem"), number(warnings, "warning")),
@@ -248,7 +248,7 @@ warn  probe        n3: slow
         let warn = || Finding::warn(Id::Ports, "c");
         for (mode, findings, last, good) in [
             (Mode::Installed, vec![ok(), ok()], "everything is in order (2 checks)", true),
-            (Mode::BeforeInstallation, vec![ok()], "nothing speaks against the installation (1 check)", true),
+            (Mode::BeforeInstallation, vec![ok()], "everything is in order for an installation (1 check)", true),
             (Mode::Installed, vec![ok(), skipped()], "everything is in order (1 check, 1 skipped)", true),
             (Mode::Installed, vec![ok(), warn()], "no problem, 1 warning (2 checks)", true),
             (Mode::Installed, vec![Finding::fail(Id::Api, "d")], "1 problem (1 check)", false),

@@ -76,7 +76,7 @@ async fn before_the_installation_it_says_so_and_finds_nothing() {
     run.has("skip  daemonset", "not installed in the namespace 'mesh'");
     run.has("ok    ports", "4140, 4141, 9990, 9991");
     run.has("ok    node", "a, b: ");
-    run.ends(0, "nothing speaks against the installation (8 checks, 1 skipped)");
+    run.ends(0, "everything is in order for an installation (8 checks, 1 skipped)");
     assert!(!run.stdout.contains('\x1b'), "colours are for terminals");
 }
 
@@ -114,7 +114,8 @@ async fn an_api_server_that_is_not_there_is_one_failure() {
     let nobody = listener.local_addr().unwrap();
     drop(listener);
     let run = run(&kubeconfig(nobody), &[]).await;
-    run.has("FAIL  api", &format!("the API server at http://{nobody} cannot be asked: "));
+    run.has("FAIL  api", &format!("the API server at http://{nobody} cannot be asked: client error (Connect): "));
+    run.has("FAIL  api", "refused");
     run.has("                   hint: ", "--context");
     run.ends(1, "1 problem (1 check)");
     assert_eq!(run.stdout.lines().count(), 4, "{}", run.stdout);
@@ -139,7 +140,7 @@ async fn who_may_see_little_is_told_what_is_missing() {
     run.has("skip  namespace", "you are not allowed to");
     run.has("skip  ports", "other pods' ports cannot be looked at");
     run.has("                   hint: ", "you need the permission to list pods of all namespaces");
-    run.ends(0, "nothing speaks against the installation (5 checks, 3 skipped)");
+    run.ends(0, "everything is in order for an installation (5 checks, 3 skipped)");
 
     let mut script = bare(&["a"]);
     script.forbid(DAEMONSET);
