@@ -273,7 +273,7 @@ impl Surroundings {
         }
     }
 
-    /// Whether a terminal gets colours (https://no-color.org).
+    /// Whether a terminal gets colours: NO_COLOR, when it is set, says no (<https://no-color.org>).
     pub(crate) fn colours(&self) -> bool {
         self.text("NO_COLOR").is_none()
     }

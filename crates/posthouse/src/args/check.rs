@@ -37,7 +37,7 @@ pub(crate) struct CheckArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::node_name)]
     pub(crate) node: Vec<String>,
 
-    /// A GET request that is sent through each node, as in http://web.shop/healthz
+    /// A GET request that is sent through each node: the URL of a Service, by http
     ///
     /// Without it each proxy is asked for a name that cannot exist, which reaches no application, and must say so itself.
     ///
