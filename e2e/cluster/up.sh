@@ -11,7 +11,8 @@ ln -sfn "$("$HERE/build.sh")" $BIN
   kernel.keys.root_maxkeys kernel.keys.root_maxbytes fs.inotify.max_user_instances >$RUN/sysctl.saved
 sysctl -qw fs.inotify.max_user_instances=1024
 [ -x $C/images/pause ] || gcc -O2 -static -s -o $C/images/pause $HERE/pause.c
-[ -f $C/images/pause.tar ] || python3 $HERE/../../images/mkimage.py $C/images/pause.tar e2e.test/pause:1 $C/images/pause /pause
+[ -f $C/images/pause.tar ] || \
+  $HERE/../../images/mkimage.py --output $C/images/pause.tar --name e2e.test/pause:1 --entrypoint /pause --file /pause=$C/images/pause
 ip link show $BR >/dev/null 2>&1 || { ip link add $BR type bridge; ip addr add $HOSTIP/24 dev $BR; ip link set $BR up; }
 $HERE/pki.sh; lap pki
 $HERE/control-plane.sh etcd; lap etcd

@@ -38,7 +38,7 @@ def proxies():
 
 def posthouse(*args, check=True, stdin=None):
     """Runs the program that is installed, on this machine."""
-    binary = Path(os.environ["E2E_IMAGES"], "posthouse")
+    binary = Path(os.environ["E2E_IMAGES"], "bin/posthouse")
     return kube.run(binary, *args, check=check, stdin=stdin)
 
 
