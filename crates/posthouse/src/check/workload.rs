@@ -330,7 +330,8 @@ pub(super) fn ready_nodes(pods: &[Pod]) -> BTreeSet<String> {
     pods.iter().filter(|pod| is_ready(pod)).filter_map(node_of).map(str::to_owned).collect()
 }
 
-/// For each of these nodes the pod to ask: a ready one, or else one that runs.
+/// For each of these nodes the pod to ask: a ready one, or else one that runs. A node that is not ready is not asked: the
+/// way leads through its kubelet, and what is wrong with it has been said.
 pub(super) fn to_ask(nodes: &[Node], pods: &[Pod]) -> Vec<(String, String)> {
     let mut targets: BTreeMap<&str, (bool, &str)> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| runs(pod) && !is_leaving(pod)) {
@@ -345,7 +346,7 @@ pub(super) fn to_ask(nodes: &[Node], pods: &[Pod]) -> Vec<(String, String)> {
         let (_, pod) = targets.get(node_name(node))?;
         Some((node_name(node).to_owned(), (*pod).to_owned()))
     };
-    nodes.iter().filter_map(pod_of).collect()
+    nodes.iter().filter(|node| node_is_ready(node)).filter_map(pod_of).collect()
 }
 
 /// The proxy's ports on a node.

@@ -15,6 +15,12 @@ fn node(name: &str) -> Node {
     .unwrap()
 }
 
+fn dead(name: &str) -> Node {
+    let mut node = node(name);
+    node.status = serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "Unknown"}]})).unwrap();
+    node
+}
+
 fn daemonset(desired: i32, updated: i32) -> DaemonSet {
     serde_json::from_value(json!({
         "metadata": {"name": "posthouse", "namespace": "mesh", "generation": 2},
@@ -164,9 +170,7 @@ fn nodes_that_should_have_none_or_cannot() {
     assert_eq!((findings[1].verdict, findings[1].subject.as_deref()), (Verdict::Warn, Some("node/t")));
     assert!(findings[1].message.contains("gpu:NoSchedule"), "{}", findings[1].message);
 
-    let mut dead = node("d");
-    dead.status = serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "Unknown"}]})).unwrap();
-    let findings = judged(&[dead], &[]);
+    let findings = judged(&[dead("d")], &[]);
     assert_eq!((findings[0].verdict, findings[0].message.as_str()), (Verdict::Warn, "the node itself is not ready"));
 
     assert_eq!(judged(&[], &[])[0].verdict, Verdict::Warn, "no node at all");
@@ -213,8 +217,15 @@ fn the_pod_to_ask_is_a_ready_one_if_there_is_one() {
         pod
     };
     let stuck = in_state("c", json!({"waiting": {}}), json!({}), 0);
-    let pods = [running("new", "a"), ready("old", "a"), running("slow", "b"), stuck, ready("elsewhere", "z")];
-    let targets = to_ask(&[node("a"), node("b"), node("c")], &pods);
+    let pods = [
+        running("new", "a"),
+        ready("old", "a"),
+        running("slow", "b"),
+        stuck,
+        ready("elsewhere", "z"),
+        ready("lost", "d"),
+    ];
+    let targets = to_ask(&[node("a"), node("b"), node("c"), dead("d")], &pods);
     assert_eq!(targets, [("a".to_owned(), "old".to_owned()), ("b".to_owned(), "slow".to_owned())]);
 }
 
