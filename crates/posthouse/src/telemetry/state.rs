@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use posthouse_discovery::Status;
+use posthouse_discovery::{Status, WatchStatus};
 use posthouse_model::DirectoryHandle;
 use posthouse_proxy::MetricDoc;
 
@@ -51,7 +51,7 @@ const WATCH_AGE: MetricDoc = MetricDoc {
     name: "posthouse_directory_age_seconds",
     kind: "gauge",
     labels: &["watch"],
-    help: "Time since the source last said anything about this kind of object (a list, an event, a bookmark); absent before the first.",
+    help: "Time since the source last said anything about this kind of object (a list, an event, a bookmark); while the objects are those of the last run's snapshot, since that was written. Absent before either.",
 };
 const WATCH_FAILING: MetricDoc = MetricDoc {
     name: "posthouse_directory_watch_failing",
@@ -156,7 +156,8 @@ fn directory_state(page: &mut Page, directory: &DirectoryHandle, discovery: &Sta
     page.family(&DIRECTORY_VERSION, one(directory.version as f64));
     page.family(&DIRECTORY_COMPLETE, one(f64::from(u8::from(directory.complete))));
     let watches = || discovery.watches.iter().map(|watch| (vec![watch.kind.as_str()], watch));
-    page.family(&WATCH_AGE, watches().filter_map(|(label, watch)| Some((label, watch.age?.as_secs_f64()))));
+    let age = |watch: &WatchStatus| Some(watch.from_snapshot.or(watch.age)?.as_secs_f64());
+    page.family(&WATCH_AGE, watches().filter_map(|(label, watch)| Some((label, age(watch)?))));
     page.family(
         &WATCH_FAILING,
         watches().map(|(label, watch)| (label, f64::from(u8::from(watch.last_error.is_some())))),

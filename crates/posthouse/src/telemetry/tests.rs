@@ -23,7 +23,11 @@ pub(crate) fn status() -> Status {
     Status {
         source: "dir:/manifests".into(),
         complete: true,
-        watches: vec![watch(Kind::Service, None), watch(Kind::Pod, Some("connection refused"))],
+        watches: vec![
+            watch(Kind::Service, None),
+            watch(Kind::Pod, Some("connection refused")),
+            WatchStatus { from_snapshot: Some(Duration::from_secs(90)), ..watch(Kind::Node, None) },
+        ],
         problems: vec![posthouse_discovery::Problem {
             source: "web.yaml".into(),
             object: "shop/web".into(),
@@ -109,6 +113,7 @@ async fn counters_histograms_and_state_are_one_page_in_prometheus_format() {
         "posthouse_directory_complete 1",
         "posthouse_directory_objects{kind=\"services\"} 0",
         "posthouse_directory_age_seconds{watch=\"Service\"} 1.5",
+        "posthouse_directory_age_seconds{watch=\"Node\"} 90",
         "posthouse_directory_watch_failing{watch=\"Pod\"} 1",
         "posthouse_directory_lists_total{watch=\"Pod\"} 2",
         "posthouse_directory_skipped_total 4",
