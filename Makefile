@@ -1,7 +1,7 @@
 # `make` alone shows the targets. Each does its own set-up on a fresh Debian with a Rust toolchain.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check setup
+.PHONY: help demo test bench image check setup
 
 # Where cargo puts programs. `make test` uses those that the tests were built with: a build without the tests' features
 # would compile half of the tree again.
@@ -20,12 +20,19 @@ demo: setup ## Three nodes on this machine with live traffic and a table; DEMO_S
 test: setup ## Every test: the workspace's own, then real clients (curl, Python's gRPC) against the demo
 	cargo test --locked --workspace
 	python3 -m unittest discover --quiet --start-directory benches
+	python3 -m unittest discover --quiet --start-directory images
 	POSTHOUSE_BIN=$(BIN) e2e/demo/run.sh
 	@if [ "$$(id -u)" = 0 ]; then POSTHOUSE_BIN=$(BIN) e2e/ipv6/run.sh; \
 	else echo 'test: IPv6 left out: it needs root for a network namespace of its own'; fi
 
 bench: setup ## Requests a second and CPU a request beside nginx, HAProxy and Envoy (docs/benchmarks.md)
 	benches/run.sh
+
+# Names that no registry has: what is built here is never pulled by mistake.
+image: export IMAGE ?= posthouse.invalid/posthouse:dev
+image: export WORKLOADS_IMAGE ?= posthouse.invalid/demo-app:dev
+image: setup ## Images without Docker: target/image/posthouse.tar (IMAGE=NAME:TAG) and workloads.tar, for docker load, kind, ctr
+	images/archives.sh $(or $(CARGO_TARGET_DIR),target)/image
 
 check: setup ## Formatting, lints, documentation, licences and sources of dependencies
 	cargo fmt --all -- --check
