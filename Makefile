@@ -1,7 +1,7 @@
 # `make` alone shows the targets. Each does its own set-up on a fresh Debian with a Rust toolchain.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench image check setup
+.PHONY: help demo test bench image e2e check setup
 
 # Where cargo puts programs. `make test` uses those that the tests were built with: a build without the tests' features
 # would compile half of the tree again.
@@ -33,6 +33,10 @@ image: export IMAGE ?= posthouse.invalid/posthouse:dev
 image: export WORKLOADS_IMAGE ?= posthouse.invalid/demo-app:dev
 image: setup ## Images without Docker: target/image/posthouse.tar (IMAGE=NAME:TAG) and workloads.tar, for docker load, kind, ctr
 	images/archives.sh $(or $(CARGO_TARGET_DIR),target)/image
+
+e2e: setup ## A real three-node Kubernetes on this machine (root), Helm, load, failures: e2e/kubernetes; the first run builds Kubernetes
+	.ci/setup e2e
+	e2e/kubernetes/run.sh
 
 check: setup ## Formatting, lints, documentation, licences and sources of dependencies
 	cargo fmt --all -- --check
