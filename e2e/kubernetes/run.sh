@@ -14,6 +14,7 @@ if [ -z "$images" ]; then
     images=${CARGO_TARGET_DIR:-$root/target}/image
 fi
 bin=$("$root/e2e/cluster/build.sh")
+"$root/e2e/cluster/kube/grpcclient/image.sh" "$images/grpc-client.tar"
 export HELM=$bin/helm KUBECTL=$bin/kubectl E2E_CLUSTER=$cluster E2E_IMAGES=$images
 venv=$("$here/venv.sh")
 

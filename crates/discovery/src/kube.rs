@@ -47,8 +47,8 @@ pub(crate) struct Timing {
     /// The first and the longest back-off; doubled each time, with jitter. 30 s: client-go's reflector; it begins with
     /// 0.8 s, we with 0.25 s, since an API server behind a load balancer is mostly back at once.
     pub(crate) backoff: (Duration, Duration),
-    /// The longest wait while nothing listens at the server's address. 1 s: a view that is right 2 s after an outage
-    /// is worth one refused connection a second and watch, which the server does not even see.
+    /// The longest wait while nothing listens at the server's address, and in the minute after that. 1 s: the view is right
+    /// 2 s after an outage. In clusters of more than 250 nodes it grows with them (`watch::SHARE`).
     pub(crate) unreachable: Duration,
     /// A watch that lived this long or said something was a success: the back-off begins anew.
     pub(crate) settled: Duration,

@@ -91,6 +91,11 @@ impl Feed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many Nodes are known.
+    pub(crate) fn nodes(&self) -> usize {
+        self.lock().writer.view.len(Kind::Node)
+    }
+
     /// Whether every kind has been listed.
     pub(crate) fn is_complete(&self) -> bool {
         self.lock().listed == [true; 4]

@@ -148,9 +148,10 @@ impl Watch {
 
     async fn failed(&mut self, failure: &Failure) {
         self.board.failed(self.api.kind(), failure.text());
+        let nodes = self.feed.nodes();
         let wait = match failure {
-            Failure::Unreachable(_) => self.backoff.unreachable(),
-            Failure::Gone(_) | Failure::Other(_) => self.backoff.next(),
+            Failure::Unreachable(_) => self.backoff.unreachable(nodes),
+            Failure::Gone(_) | Failure::Other(_) => self.backoff.next(nodes),
         };
         sleep(wait).await;
     }
@@ -161,26 +162,42 @@ impl Watch {
 struct Backoff {
     first: Duration,
     longest: Duration,
-    /// The longest wait while nobody answers at all.
+    /// The longest wait while nobody answers at all, in a small cluster.
     unreachable: Duration,
     failures: u32,
+    /// When nobody answered for the last time.
+    away: Option<Instant>,
 }
+
+/// A server that has just started answers with errors for a while: its caches load, its roles are not there yet.
+const STARTING: Duration = Duration::from_secs(60);
+/// A node's share of the whole cluster's haste: with four watches each, all nodes together ask about 1,000 times a second.
+const SHARE: Duration = Duration::from_millis(4);
 
 impl Backoff {
     fn new(timing: Timing) -> Self {
         let (first, longest) = timing.backoff;
-        Self { first, longest, unreachable: timing.unreachable, failures: 0 }
+        Self { first, longest, unreachable: timing.unreachable, failures: 0, away: None }
     }
 
-    /// While nobody answers the wait stays short, so that the view is right soon after the server is back; and a server that
-    /// has just started is asked by the short waits, too, if it then answers with errors.
-    fn unreachable(&mut self) -> Duration {
+    /// While nobody answers the wait stays short, so that the view is right soon after the server is back; the more so as a
+    /// server that is back but still starts is asked by the short waits, too.
+    fn unreachable(&mut self, nodes: usize) -> Duration {
         self.failures = 0;
-        jittered(self.unreachable)
+        self.away = Some(Instant::now());
+        jittered(self.hasty(nodes))
     }
 
-    fn next(&mut self) -> Duration {
-        let full = self.first.saturating_mul(2_u32.saturating_pow(self.failures)).min(self.longest);
+    /// The longest wait around an outage: the larger the cluster, the longer, since all nodes come back together.
+    fn hasty(&self, nodes: usize) -> Duration {
+        let share = SHARE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX));
+        self.unreachable.max(share).min(self.longest)
+    }
+
+    fn next(&mut self, nodes: usize) -> Duration {
+        let starting = self.away.is_some_and(|at| at.elapsed() < STARTING);
+        let longest = if starting { self.hasty(nodes) } else { self.longest };
+        let full = self.first.saturating_mul(2_u32.saturating_pow(self.failures)).min(longest);
         self.failures = self.failures.saturating_add(1);
         jittered(full)
     }
@@ -203,23 +220,39 @@ mod backoff_tests {
     fn waits_double_up_to_the_longest_and_begin_anew() {
         let mut backoff = Backoff::new(Timing::default());
         for want in [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
-            let wait = backoff.next().as_secs_f64();
+            let wait = backoff.next(3).as_secs_f64();
             assert!((want / 2.0..=want).contains(&wait), "{wait} for {want}");
         }
         for _ in 0..100 {
-            backoff.next();
+            backoff.next(3);
         }
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(250));
+        assert!(backoff.next(3) <= Duration::from_millis(250));
     }
 
-    #[test]
-    fn a_server_that_is_away_is_asked_once_a_second_however_long() {
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_away_is_asked_once_a_second_also_while_it_starts() {
         let mut backoff = Backoff::new(Timing::default());
         for _ in 0..100 {
-            let wait = backoff.unreachable().as_secs_f64();
+            let wait = backoff.unreachable(3).as_secs_f64();
             assert!((0.5..=1.0).contains(&wait), "{wait}");
         }
-        assert!(backoff.next() <= Duration::from_millis(250), "what it answers with when it is back is another matter");
+        for _ in 0..20 {
+            assert!(backoff.next(3) <= Duration::from_secs(1), "it is back, and answers with errors");
+        }
+        tokio::time::advance(STARTING).await;
+        assert!(backoff.next(3) >= Duration::from_secs(15), "it answers with errors for good");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_cluster_does_not_trample_its_server() {
+        let mut backoff = Backoff::new(Timing::default());
+        for (nodes, longest) in [(0, 1.0), (250, 1.0), (1_000, 4.0), (5_000, 20.0), (1_000_000, 30.0)] {
+            let wait = backoff.unreachable(nodes).as_secs_f64();
+            assert!((longest / 2.0..=longest).contains(&wait), "{wait} of {longest} with {nodes} nodes");
+            for _ in 0..20 {
+                assert!(backoff.next(nodes).as_secs_f64() <= longest);
+            }
+        }
     }
 }

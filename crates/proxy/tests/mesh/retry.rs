@@ -130,15 +130,15 @@ async fn a_body_within_64_kib_is_sent_again_whole_and_a_longer_one_not_at_all() 
 }
 
 #[tokio::test]
-async fn a_request_is_tried_at_each_pod_at_most_once_and_at_three_at_most() {
-    let refused: Vec<(End, _)> = (10..15).map(|last| refusing(B, last)).collect();
+async fn a_request_is_tried_at_each_refusing_pod_at_most_once_and_at_ten_at_most() {
+    let refused: Vec<(End, _)> = (10..22).map(|last| refusing(B, last)).collect();
     let mesh = Mesh::start();
     mesh.put(&refused.iter().fold(Svc::new("web"), |svc, (end, _)| svc.end(end.clone())));
     let mut client = Wire::connect(mesh.a.outbound).await;
     let answer = client.get("web.demo", "/").await;
     answer.is_error(502, "connection_refused");
     let tries: Vec<u64> = refused.iter().map(|(end, _)| mesh.a.stats(end.address).requests()).collect();
-    assert_eq!((tries.iter().sum::<u64>(), tries.iter().max()), (3, Some(&1)), "{tries:?}");
+    assert_eq!((tries.iter().sum::<u64>(), tries.iter().max()), (10, Some(&1)), "{tries:?}");
 }
 
 #[tokio::test]
@@ -195,4 +195,21 @@ async fn a_draining_pod_is_no_second_choice_while_another_is_ready() {
     let mut client = Wire::connect(mesh.a.outbound).await;
     client.get("web.demo", "/").await.is_error(502, "connection_refused");
     assert_eq!(draining.accepted(), 0);
+}
+
+/// A Service that shrinks at once: most of its pods are gone before the API says so.
+#[tokio::test]
+async fn nine_of_ten_pods_may_refuse_in_one_moment() {
+    for node in [A, B] {
+        let alive = Pod::named(node, 10, "ok").await;
+        for _ in 0..10 {
+            // Anew each time, since those that refused are passed over for a while.
+            let mesh = Mesh::start();
+            let dead: Vec<_> = (11..20).map(|last| refusing(node, last)).collect();
+            let service = dead.iter().fold(Svc::new("web").end(&alive), |service, (end, _)| service.end(end.clone()));
+            mesh.put(&service);
+            let answer = Wire::connect(mesh.a.outbound).await.get("web.demo", "/").await;
+            assert_eq!(answer.text(), "ok", "{answer:?}");
+        }
+    }
 }
