@@ -135,7 +135,7 @@ pub enum Side {
     Client,
     /// The pod or its node's proxy.
     Upstream,
-    /// The link: no connection to the peer could be had, so nothing was sent.
+    /// The link: no connection to the peer could be had, so nothing was sent; or the peer fell silent.
     Link,
     /// Ourselves.
     Internal,

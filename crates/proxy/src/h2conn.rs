@@ -24,11 +24,14 @@ use crate::link::LinkCounters;
 /// The longest time between two PINGs, whatever else is heard. Source: ztunnel's HBONE client.
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// While a stream is open, silence of this length is asked about by a PING at once: what is under way on a node that lost its
-/// power or network must go elsewhere soon (idempotent requests) or fail.
+/// power or network must go elsewhere soon.
 const SILENCE: Duration = Duration::from_secs(2);
-/// A PING without an answer for this long means that the other end is dead. h2 answers between two turns of the peer's worker,
-/// so 5 s is far beyond a busy peer's; ztunnel waits 20 s, during which its clients wait, too.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// When nothing at all was heard for this long after a PING, the other end is suspect: no new stream goes there, and requests that
+/// may be sent again are. h2 answers a PING between two turns of the peer's worker, so 5 s is far beyond a busy peer's.
+const SUSPECT: Duration = Duration::from_secs(5);
+/// When nothing was heard for this long after a PING, the connection ends with all that is on it. Source: ztunnel's HBONE client.
+/// A network that is back before costs tunnels and requests that must not be sent twice nothing but time.
+const DEAD: Duration = Duration::from_secs(20);
 
 /// Streams that we open on one connection, however many the peer would take. 4096: with 256 streams a client
 /// connection that is 16 busy clients; more open another connection.
@@ -65,6 +68,9 @@ pub(crate) const POD_WINDOWS: Windows =
 /// Our limit on received header lists. Source: design default, as for HTTP/1 heads.
 pub(crate) const MAX_HEADER_LIST: u32 = 64 * 1024;
 
+/// How often a silent end is looked at while a PING is unanswered.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// An open client connection.
 pub(crate) struct H2Conn {
     sender: SendRequest<Bytes>,
@@ -79,12 +85,25 @@ pub(crate) struct H2Conn {
 struct State {
     /// Open streams.
     active: Cell<usize>,
+    /// The other end is silent: see [`SUSPECT`].
+    suspect: Cell<bool>,
+    /// It just became suspect.
+    suspected: Notify,
     /// The driver has ended, or the other end takes no new streams (GOAWAY).
     closed: Cell<bool>,
     /// An answer has come: the other end does speak HTTP/2.
     answered: Cell<bool>,
     /// Nobody needs the connection any more.
     unused: Notify,
+}
+
+impl State {
+    fn suspect(&self, is: bool) {
+        if is && !self.suspect.get() {
+            self.suspected.notify_waiters();
+        }
+        self.suspect.set(is);
+    }
 }
 
 impl Drop for H2Conn {
@@ -137,7 +156,10 @@ impl H2Conn {
             let mut alive = pin!(async move {
                 let dead = async {
                     match ping_pong {
-                        Some(ping_pong) => watch(ping_pong, heard, || closing_state.active.get() > 0).await,
+                        Some(ping_pong) => {
+                            watch(ping_pong, heard, || closing_state.active.get() > 0, |is| closing_state.suspect(is))
+                                .await;
+                        }
                         None => std::future::pending().await,
                     }
                 };
@@ -167,7 +189,7 @@ impl H2Conn {
 
     /// Whether a stream may be opened now.
     pub(crate) fn has_room(&self) -> bool {
-        self.active() < self.sender.current_max_send_streams().min(MAX_STREAMS)
+        !self.state.suspect.get() && self.active() < self.sender.current_max_send_streams().min(MAX_STREAMS)
     }
 
     /// Whether no stream can be opened any more: broken, ended, or told so by a GOAWAY. Streams that are open go on.
@@ -217,6 +239,23 @@ impl H2Conn {
         let mut sender = self.sender.clone();
         poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|e| not_sent(&e))?;
         sender.send_request(request, end).map_err(|e| not_sent(&e))
+    }
+
+    /// Gives up `call` when the other end becomes suspect: for a request that may be sent again.
+    pub(crate) async fn unless_suspect<T>(
+        &self,
+        whom: &dyn Display,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            result = call => result,
+            () = self.state.suspected.notified() => {
+                let details = format!("{whom} is silent, also when asked");
+                let error = Error::link(ErrorKind::ConnectionTerminated, details);
+                Err(Error { retry: Retry::IfIdempotent, ..error })
+            }
+        }
     }
 
     /// Sends a request and waits for the head of its answer; the body is sent meanwhile. Dropping the future resets
@@ -303,23 +342,39 @@ impl Drop for StreamLease {
     }
 }
 
-/// Ends when the other end has not answered a PING in time. One is sent every [`PING_EVERY`], and sooner when nothing was
-/// `heard` although streams are open (`waits`).
-pub(crate) async fn watch(mut ping_pong: h2::PingPong, heard: Heard, waits: impl Fn() -> bool) {
-    let mut quiet = Duration::ZERO;
+/// Ends when the other end is dead. A PING is sent every [`PING_EVERY`], and sooner when nothing was `heard` although streams
+/// are open (`waits`). Any byte is a sign of life: on a crowded path the answer may stand behind much else.
+pub(crate) async fn watch(mut ping_pong: h2::PingPong, heard: Heard, waits: impl Fn() -> bool, suspect: impl Fn(bool)) {
+    let mut since_ping = Duration::ZERO;
     loop {
         tokio::time::sleep(SILENCE).await;
-        quiet += SILENCE;
+        since_ping += SILENCE;
         let silent = !heard.take() && waits();
-        if quiet < PING_EVERY && !silent {
+        if since_ping < PING_EVERY && !silent {
             continue;
         }
-        quiet = Duration::ZERO;
-        match tokio::time::timeout(PING_TIMEOUT, ping_pong.ping(h2::Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // Broken (the connection's own future tells, too) or silent.
-            Ok(Err(_)) | Err(_) => return,
+        since_ping = Duration::ZERO;
+        let mut answer = pin!(ping_pong.ping(h2::Ping::opaque()));
+        let mut silence = Duration::ZERO;
+        loop {
+            match tokio::time::timeout(LOOK, answer.as_mut()).await {
+                Ok(Ok(_)) => break,
+                // Broken; the connection's own future tells, too.
+                Ok(Err(_)) => return,
+                Err(_) if heard.take() => {
+                    silence = Duration::ZERO;
+                    suspect(false);
+                }
+                Err(_) => silence += LOOK,
+            }
+            if silence >= DEAD {
+                return;
+            }
+            if silence >= SUSPECT {
+                suspect(true);
+            }
         }
+        suspect(false);
     }
 }
 
@@ -335,30 +390,38 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
     use crate::coalesce::coalesce;
 
-    /// How long `watch` takes to give up a peer that takes bytes and never answers, in whole seconds.
-    async fn given_up_after(waits: bool) -> u64 {
+    /// When a peer that takes bytes and never answers becomes suspect, and when it is given up, in whole seconds.
+    async fn silent_peer(waits: bool) -> (u64, u64) {
         let (ours, mut theirs) = tokio::io::duplex(1 << 16);
         let (io, flusher) = coalesce(ours);
         let (_sender, mut connection) = h2::client::handshake(io).await.unwrap();
         let (ping_pong, heard) = (connection.ping_pong().unwrap(), flusher.heard());
         let mut nowhere = tokio::io::sink();
         let begun = tokio::time::Instant::now();
+        let suspected = Cell::new(None);
+        let suspect = |is: bool| {
+            assert!(is, "it never says anything");
+            suspected.set(suspected.get().or(Some(begun.elapsed().as_secs())));
+        };
         tokio::select! {
-            () = watch(ping_pong, heard, || waits) => {}
+            () = watch(ping_pong, heard, || waits, suspect) => {}
             result = connection => panic!("the connection ended first: {result:?}"),
             // It swallows everything, as a network that is cut does.
             _ = tokio::io::copy(&mut theirs, &mut nowhere) => panic!("the stream ended"),
         }
-        begun.elapsed().as_secs()
+        (suspected.get().unwrap(), begun.elapsed().as_secs())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_peer_is_given_up_soon_while_somebody_waits_and_later_otherwise() {
-        assert_eq!(given_up_after(true).await, (SILENCE + PING_TIMEOUT).as_secs());
-        assert_eq!(given_up_after(false).await, (PING_EVERY + PING_TIMEOUT).as_secs());
+    async fn a_silent_peer_is_suspect_soon_while_somebody_waits_and_dead_later() {
+        let expected = |first: Duration| ((first + SUSPECT).as_secs(), (first + DEAD).as_secs());
+        assert_eq!(silent_peer(true).await, expected(SILENCE));
+        assert_eq!(silent_peer(false).await, expected(PING_EVERY));
     }
 
     #[tokio::test(start_paused = true)]
@@ -372,10 +435,32 @@ mod tests {
             server.accept().await.is_none()
         };
         tokio::select! {
-            () = watch(ping_pong, heard, || true) => panic!("a peer that answers PINGs is alive"),
+            () = watch(ping_pong, heard, || true, |is: bool| assert!(!is)) => panic!("a peer that answers PINGs is alive"),
             _ = connection => panic!("the connection ended"),
             _ = serve => panic!("nobody asked"),
             () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+    }
+
+    /// A PING's answer may stand behind much else on a crowded path.
+    #[tokio::test(start_paused = true)]
+    async fn any_byte_is_a_sign_of_life() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (io, flusher) = coalesce(ours);
+        let (_sender, mut connection) = h2::client::handshake(io).await.unwrap();
+        let (ping_pong, heard) = (connection.ping_pong().unwrap(), flusher.heard());
+        // SETTINGS, then a WINDOW_UPDATE of the connection every 4 s, and never an answer to a PING.
+        let drip = async {
+            theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                theirs.write_all(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]).await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = watch(ping_pong, heard, || true, |is: bool| assert!(!is)) => panic!("it is alive"),
+            result = connection => panic!("the connection ended: {result:?}"),
+            () = drip => {}
         }
     }
 }

@@ -94,7 +94,8 @@ impl Links {
             link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED)).await?
         } else {
             let body = body.map_or(Body::Empty, ReplayBody::reader);
-            link.call(message, body, interim, &whom).await?
+            let call = link.call(message, body, interim, &whom);
+            if request.is_idempotent() { link.unless_suspect(&whom, call).await? } else { call.await? }
         };
         unpack(response)
     }

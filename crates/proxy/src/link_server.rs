@@ -82,7 +82,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         // A peer that vanished without a word would hold its streams' memory otherwise.
         match ping_pong {
             // Whoever waits at this end waits for the pod, not for the peer.
-            Some(ping_pong) => watch(ping_pong, heard, || false).await,
+            Some(ping_pong) => watch(ping_pong, heard, || false, |_| {}).await,
             None => std::future::pending().await,
         }
     });

@@ -18,9 +18,10 @@ use crate::worker::{Listeners, Phase, Worker};
 /// Connections that wait in the kernel to be accepted. 4096: `net.core.somaxconn`'s default since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
-/// How long a draining proxy waits for the next request of a kept-alive HTTP/1 connection, to tell the client by its answer. 10 s:
-/// a client that sends less often rarely does so in the very moment in which the connection is closed. Envoy drains alike.
-const DRAIN_IDLE: Duration = Duration::from_secs(10);
+/// How long a draining proxy waits for the next request of a kept-alive HTTP/1 connection, to tell the client by its answer. 5 s:
+/// a client that sends less often rarely does so in the very moment in which the connection is closed; where no successor
+/// stands beside us, our node has no proxy meanwhile. Envoy drains alike.
+const DRAIN_IDLE: Duration = Duration::from_secs(5);
 
 /// Running workers.
 pub struct Workers {

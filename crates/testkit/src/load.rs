@@ -199,7 +199,10 @@ impl Sending {
             }
             let next_second = self.begun + Duration::from_secs((now - self.begun).as_secs() + 1);
             tokio::select! {
-                Some(Ok(done)) = self.under_way.join_next() => self.finish(done, open, tell),
+                Some(done) = self.under_way.join_next() => {
+                    // One that is lost would leave its second without an end.
+                    self.finish(done.expect("a request's task neither panics nor is aborted"), open, tell);
+                }
                 () = sleep_until(due.unwrap_or(next_second)), if open && due.is_some() => self.send_due(tell),
                 () = sleep_until(next_second) => {}
                 () = stop.cancelled(), if open => {

@@ -173,6 +173,8 @@ struct Backoff {
 const STARTING: Duration = Duration::from_secs(60);
 /// A node's share of the whole cluster's haste: with four watches each, all nodes together ask about 1,000 times a second.
 const SHARE: Duration = Duration::from_millis(4);
+/// As long as no Node is known, a cluster of this size is assumed: 5 s.
+const UNKNOWN_SIZE: u32 = 1_250;
 
 impl Backoff {
     fn new(timing: Timing) -> Self {
@@ -183,14 +185,14 @@ impl Backoff {
     /// While nobody answers the wait stays short, so that the view is right soon after the server is back; the more so as a
     /// server that is back but still starts is asked by the short waits, too.
     fn unreachable(&mut self, nodes: usize) -> Duration {
-        self.failures = 0;
         self.away = Some(Instant::now());
         jittered(self.hasty(nodes))
     }
 
     /// The longest wait around an outage: the larger the cluster, the longer, since all nodes come back together.
     fn hasty(&self, nodes: usize) -> Duration {
-        let share = SHARE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX));
+        let nodes = if nodes == 0 { UNKNOWN_SIZE } else { u32::try_from(nodes).unwrap_or(u32::MAX) };
+        let share = SHARE.saturating_mul(nodes);
         self.unreachable.max(share).min(self.longest)
     }
 
@@ -247,7 +249,7 @@ mod backoff_tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_cluster_does_not_trample_its_server() {
         let mut backoff = Backoff::new(Timing::default());
-        for (nodes, longest) in [(0, 1.0), (250, 1.0), (1_000, 4.0), (5_000, 20.0), (1_000_000, 30.0)] {
+        for (nodes, longest) in [(0, 5.0), (1, 1.0), (250, 1.0), (1_000, 4.0), (5_000, 20.0), (1_000_000, 30.0)] {
             let wait = backoff.unreachable(nodes).as_secs_f64();
             assert!((longest / 2.0..=longest).contains(&wait), "{wait} of {longest} with {nodes} nodes");
             for _ in 0..20 {

@@ -69,6 +69,11 @@ fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result
     }
 }
 
+/// Whether there is no link, so that nothing was sent.
+fn unlinked(error: &Error) -> bool {
+    error.side == Side::Link && error.retry == Retry::Safe
+}
+
 /// Sends the request to `endpoint` once.
 pub(super) async fn send_once(
     client: &Client,
@@ -87,7 +92,7 @@ pub(super) async fn send_once(
             match worker.links.call(&worker.proxy, &peer, &stamp, request, body, interim).await {
                 // The peer is listed as ready but cannot be linked to (it restarts): its pods can still be reached
                 // the way they are without a peer, if that is allowed.
-                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
+                Err(error) if unlinked(&error) => direct(client, directory, endpoint).map_err(|_| error)?,
                 result => return result,
             }
         }
@@ -140,7 +145,7 @@ async fn tunnel_once(
         Way::Link(peer) => {
             let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
             match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {
-                Err(error) if error.side == Side::Link => direct(client, directory, endpoint).map_err(|_| error)?,
+                Err(error) if unlinked(&error) => direct(client, directory, endpoint).map_err(|_| error)?,
                 result => {
                     return result?.tunnel.ok_or_else(|| {
                         Error::upstream(ErrorKind::HttpProtocolError, Retry::Never, "the peer opened no tunnel")

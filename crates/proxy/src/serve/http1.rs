@@ -61,8 +61,8 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
             // Dropped as it is: a close in good order would make a broken answer look complete.
             Handled::Done if down.aborted => return,
             Handled::Done => {
-                let finished = down.keep_alive && !io.borrow().body_open;
-                if !finished || client.worker.drain.is_draining() && io.borrow().rbuf.is_empty() {
+                // While draining, too, a connection whose client was not told yet is read from: its next answer tells.
+                if !down.keep_alive || io.borrow().body_open {
                     return close_politely(&io).await;
                 }
             }

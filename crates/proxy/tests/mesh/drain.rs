@@ -73,6 +73,41 @@ async fn a_kept_alive_connection_is_told_with_its_next_answer() {
     assert!(within("the drain", drain).await.unwrap());
 }
 
+/// Its head said nothing of an end, so the client may send another request behind it.
+#[tokio::test]
+async fn a_client_whose_answer_was_under_way_may_ask_once_more() {
+    let go = Arc::new(Semaphore::new(0));
+    let slow = Arc::clone(&go);
+    let pod = Pod::raw(B, 10, move |mut wire, _| {
+        let slow = Arc::clone(&slow);
+        async move {
+            while let Some((head, _)) = wire.request().await {
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst").await;
+                if head.line.starts_with("GET") {
+                    slow.acquire().await.unwrap().forget();
+                }
+                wire.send("after").await;
+            }
+        }
+    })
+    .await;
+    let mesh = Mesh::start();
+    mesh.web(&[&pod]);
+    let mut client = Wire::connect(mesh.a.outbound).await;
+    client.send(GET).await;
+    let head = client.head().await;
+    assert!(head.all("connection").is_empty(), "{head:?}");
+    assert_eq!(client.exactly(5).await, b"first");
+    let drain = draining(mesh.a, LIMIT * 10).await;
+    go.add_permits(1);
+    assert_eq!(client.exactly(5).await, b"after");
+    let answer = client.ask("POST / HTTP/1.1\r\nHost: web.demo\r\nContent-Length: 2\r\n\r\nhi").await;
+    assert_eq!((answer.text().as_str(), answer.head.field("connection")), ("firstafter", "close"));
+    client.ended().await;
+    drop(client);
+    assert!(within("the drain", drain).await.unwrap());
+}
+
 #[tokio::test]
 async fn what_stays_idle_is_closed_before_the_deadline() {
     let pod = Pod::named(B, 10, "pod").await;
