@@ -5,6 +5,11 @@ set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/lib.sh"; mkdir -p $RUN $LOG $C/images; T0=$(date +%s.%N)
 lap() { printf '%6.1fs %s\n' $(echo "$(date +%s.%N)-$T0" | bc) "$1"; }
 
+[ -d /sys/fs/cgroup/memory ] || {
+  echo "e2e: this machine has no cgroup v1 hierarchies, which the nodes here need; run the tests on kind or k3d (E2E_CLUSTER=existing)" >&2; exit 1; }
+[ -e /sys/class/net/$BR ] || for range in $NET.0/24 $PODNET.0.0/16 $SVC; do
+  [ -z "$(ip route show root $range)" ] || { echo "e2e: this machine routes $range elsewhere: $(ip route show root $range | head -n 1)" >&2; exit 1; }
+done
 ln -sfn "$("$HERE/build.sh")" $BIN
 # The kubelet sets these for the whole machine: keep the old values for down.sh.
 [ -f $RUN/sysctl.saved ] || sysctl -e vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops \

@@ -5,7 +5,7 @@ import contextlib
 import http.client
 import json
 import os
-import time
+import statistics
 from pathlib import Path
 
 import kube
@@ -95,64 +95,59 @@ Window = collections.namedtuple("Window", "ok failed seconds failures pods slowe
 class Load:
     """Load clients, one on each node, that run until `stop`; what they saw is read from their logs."""
 
-    def __init__(self, name, *args):
-        self.name, self.started = name, time.time()
+    def __init__(self, name, *args, rate):
+        self.name, self.rate = name, rate
         manifest = (HERE / "manifests/load.yaml").read_text()
-        words = ", ".join(json.dumps(str(arg)) for arg in ("load", "--seconds", 0, *args))
+        words = ", ".join(json.dumps(str(arg)) for arg in ("load", "--seconds", 0, "--rate", rate, *args))
         kube.apply(with_environment(manifest).replace("NAME", name).replace("ARGS", words), SHOP)
         kube.rolled_out(f"ds/{name}", SHOP)
-        kube.until(f"load {name} runs everywhere", self.all_send)
+        self.pods = kube.on_nodes(SHOP, f"load={name}")
+        assert set(self.pods) == set(proxies()), f"load {name} runs on {set(self.pods)}"
+        kube.until(
+            f"load {name} runs everywhere",
+            lambda: all(any(line.get("ok") for line in self.lines(node)) for node in self.pods),
+        )
 
-    def pods(self):
-        return kube.on_nodes(SHOP, f"load={self.name}")
-
-    def lines(self):
-        """Node -> lines."""
-        logs = {}
-        for node, pod in self.pods().items():
-            done = kube.run(kube.KUBECTL, "logs", "-n", SHOP, pod, check=False)
-            if done.returncode == 0:
-                logs[node] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        return logs
-
-    def all_send(self):
-        return all(any(line.get("ok") for line in lines) for lines in self.lines().values())
+    def lines(self, node):
+        """What the client of a node has said so far."""
+        done = kube.run(kube.KUBECTL, "logs", "-n", SHOP, self.pods[node], check=False)
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")] if done.returncode == 0 else []
 
     def window(self, begin, end, nodes=None):
-        """What was sent between two times (Unix seconds), by the clients on `nodes` or on all."""
-        kube.until("the clients tell of that time", lambda: self.told(end, nodes), seconds=40, every=0.5)
+        """What was sent between two times (Unix seconds), by the clients on `nodes` or on all. Every one of them must have told of
+        all that time, and have sent what it should."""
         ok = failed = 0
         slowest = 0.0
         seconds, failures, by_pod = collections.Counter(), [], collections.Counter()
-        for node, lines in self.lines().items():
-            if nodes is not None and node not in nodes:
-                continue
+        for node in nodes or self.pods:
+            lines = kube.until(
+                f"load {self.name} on {node} tells of the time up to {end}",
+                lambda node=node: (lines := self.lines(node))
+                and any(line.get("time", 0) >= end and "ok" in line for line in lines) and lines,
+                seconds=60, every=0.5,
+            )
+            sent = 0
             for line in lines:
                 if not begin <= line.get("time", 0) < end:
                     continue
                 if "failure" in line:
                     failures.append((line["time"], node, line["failure"]))
                 elif "ok" in line:
-                    ok, failed = ok + line["ok"], failed + line["failed"]
+                    ok, failed, sent = ok + line["ok"], failed + line["failed"], sent + line["ok"] + line["failed"]
                     seconds[int(line["time"])] += line["ok"] + line["failed"]
                     by_pod.update(line.get("by_pod", {}))
                     slowest = max(slowest, line.get("max_ms") or 0.0)
+            # The first and the last second are reported when they begin within the window.
+            assert sent >= 0.95 * self.rate * (end - begin - 2), f"{self.name} on {node} sent {sent} in {end - begin:.0f} s"
         return Window(ok, failed, seconds, sorted(failures), by_pod, slowest)
-
-    def told(self, end, nodes):
-        """Whether every client has reported the seconds up to `end`."""
-        return all(
-            any(line.get("time", 0) >= end and "ok" in line for line in lines)
-            for node, lines in self.lines().items() if nodes is None or node in nodes
-        )
 
     def stop(self):
         kube.kubectl("delete", "ds", "-n", SHOP, self.name, "--wait=true", "--grace-period=1")
 
 
 @contextlib.contextmanager
-def load(name, *args):
-    running = Load(name, *args)
+def load(name, *args, rate=RATE):
+    running = Load(name, *args, rate=rate)
     try:
         yield running
     finally:
@@ -177,6 +172,5 @@ def with_environment(manifest):
 
 
 def rate_of(window):
-    """Requests a second over the whole cluster, by the seconds that were reported in full."""
-    whole = sorted(window.seconds.values())
-    return whole[len(whole) // 2] if whole else 0
+    """Requests a second over the whole cluster: the median of the seconds."""
+    return statistics.median_low(window.seconds.values())

@@ -1,12 +1,13 @@
 """The insides of e2e/cluster: its control plane, and its nodes as machines that lose power or their network."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import kube
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
+# As e2e/cluster/lib.sh has it.
+NAMESPACES = "posthouse-e2e-"
 
 
 def sh(script, check=True, timeout=120):
@@ -42,53 +43,46 @@ def address(number):
 def processes(number, name):
     """Pids, as the host sees them, of a node's containers' processes of this name."""
     init = int(sh(f"nodepid {number}"))
-    space = os.readlink(f"/proc/{init}/ns/net")
     found = []
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
         try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-            if Path(command[0].decode()).name == name and within(init, int(folder.name), space):
+            command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else [b""]
+            if Path(command[0].decode()).name == name and below(int(folder.name), init):
                 found.append(int(folder.name))
         except (OSError, ValueError):
             continue      # it has ended meanwhile
     return found
 
 
-def within(init, pid, _space):
-    """Whether a process is below the node's PID 1 in the tree of processes, or was given to it."""
-    node = os.readlink(f"/proc/{init}/ns/uts")
-    for _ in range(32):
-        if pid == init:
-            return True
-        if pid <= 1:
-            return False
-        if os.readlink(f"/proc/{pid}/ns/uts") == node:
-            return True
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        pid = int(stat.rsplit(")", 1)[1].split()[1])
-    return False
+def below(pid, init):
+    """Whether a process descends from `init`."""
+    while pid > 1 and pid != init:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return pid == init
 
 
 class Outsider:
-    """A network namespace on the bridge that is no node and no pod: a machine of the node network."""
+    """A network namespace on the bridge that is no node and no pod: a machine of the node network. e2e/cluster/down.sh removes
+    one that a broken run left behind, too."""
 
-    def __init__(self, address, name="posthouse-outsider"):
-        self.address, self.name = address, name
+    name = NAMESPACES + "outsider"
+
+    def __init__(self, address):
+        self.address = address
 
     def __enter__(self):
+        self.__exit__()
         sh(f"""set -e
         ip netns add {self.name}
-        ip link add vout type veth peer name eth0 netns {self.name}
-        ip link set vout master $BR up
+        ip link add ${{LINK}}out type veth peer name eth0 netns {self.name}
+        ip link set ${{LINK}}out master $BR up
         ip -n {self.name} addr add {self.address} dev eth0
         ip -n {self.name} link set eth0 up; ip -n {self.name} link set lo up
         ip -n {self.name} route replace 10.77.0.0/24 dev eth0""")
         return self
 
     def __exit__(self, *_):
-        sh(f"ip netns del {self.name}; ip link del vout 2>/dev/null", check=False)
+        sh(f"ip netns del {self.name} 2>/dev/null; ip link del ${{LINK}}out 2>/dev/null", check=False)
 
     def curl(self, *args):
         return curl(["ip", "netns", "exec", self.name], *args)
@@ -106,4 +100,4 @@ def curl(prefix, *args):
 
 def curl_on_node(number, *args):
     """curl in the node's own network."""
-    return curl(["ip", "netns", "exec", f"node-{number}"], *args)
+    return curl(["ip", "netns", "exec", f"{NAMESPACES}{number}"], *args)

@@ -21,7 +21,7 @@ venv=$("$here/venv.sh")
 case $cluster in
 own)
     [ "$(id -u)" = 0 ] || { echo 'e2e: root is needed for the network namespaces of the nodes (or E2E_CLUSTER=existing)' >&2; exit 1; }
-    export CLUSTER_DIR=${CLUSTER_DIR:-${TMPDIR:-/tmp}/posthouse-cluster} PROXY=1
+    export CLUSTER_DIR=${CLUSTER_DIR:-/var/lib/posthouse-e2e} PROXY=1
     export KUBECONFIG=$CLUSTER_DIR/pki/admin.conf
     down() { [ "${E2E_KEEP:-0}" = 1 ] || "$root/e2e/cluster/down.sh"; }
     trap down EXIT

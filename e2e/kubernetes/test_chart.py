@@ -114,7 +114,7 @@ def test_nothing_privileged_but_the_host_network(values):
     assert spec["hostNetwork"] is True and spec["dnsPolicy"] == "ClusterFirstWithHostNet"
     assert not {"hostPID", "hostIPC"} & spec.keys()
     assert spec["securityContext"] == {
-        "runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+        "runAsNonRoot": True, "runAsUser": 41404, "runAsGroup": 41404, "seccompProfile": {"type": "RuntimeDefault"},
     }
     (only,) = spec["containers"]
     assert only["securityContext"] == {
@@ -148,7 +148,7 @@ def test_probes_ask_the_right_process_and_have_patience():
     only = container()
     start, ready, live = only["startupProbe"], only["readinessProbe"], only["livenessProbe"]
     assert start["exec"]["command"] == ["/posthouse", "ready"]
-    assert start["periodSeconds"] == 1 and start["failureThreshold"] == 600
+    assert start["periodSeconds"] == 1 and start["failureThreshold"] == 86400
     assert ready["httpGet"] == {"path": "/readyz", "port": 9991}
     assert ready["periodSeconds"] <= 5 and ready["failureThreshold"] == 3
     assert live["httpGet"] == {"path": "/livez", "port": 9991}

@@ -25,7 +25,7 @@ def test_the_process_has_no_right_at_all(mesh):
     assert pids
     for pid in pids:
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-        assert set(status["Uid"].split()) == {"65532"}, status["Uid"]
+        assert set(status["Uid"].split()) == {"41404"}, status["Uid"]
         assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}, status
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), status
 

@@ -12,13 +12,13 @@ pytestmark = pytest.mark.own
 
 @pytest.fixture(scope="module")
 def load(mesh):
-    with mesh.load("loss", "--url", "http://abrupt.shop/", "--rate", mesh.RATE, "--timeout", "30s") as running:
+    with mesh.load("loss", "--url", "http://abrupt.shop/", "--timeout", "30s") as running:
         time.sleep(3)
         yield running
 
 
-def whole_again(mesh):
-    """Every node Ready, every workload in place, every proxy linked."""
+def whole_again(mesh, load):
+    """Every node Ready, every workload in place, also the load's client of the lost node."""
     for number in (1, 2, 3):
         nodes.ready(number)
     for workload in ("ds/client", "ds/loss"):
@@ -28,6 +28,7 @@ def whole_again(mesh):
     for name in ("abrupt", "echo", "greeter"):
         kube.rolled_out(f"deploy/{name}", "shop")
     kube.rolled_out("sts/db", "shop")
+    load.pods = kube.on_nodes("shop", "load=loss")
 
 
 def told(report, what, window, lost):
@@ -47,7 +48,7 @@ def test_power_off(mesh, load, report):
     window = load.window(begin, time.time() - 2, nodes={"node-1", "node-2"})
     told(report, "node-3 powered off", window, lost)
     nodes.power_on(3)
-    whole_again(mesh)
+    whole_again(mesh, load)
     assert window.failed == 0, window.failures[:10]
 
 
@@ -55,15 +56,15 @@ def test_network_cut_and_restored(mesh, load, report):
     begin = time.time()
     time.sleep(2)
     lost = time.time()
-    nodes.sh("ip link set vn3 down")
+    nodes.sh("ip link set ${LINK}3 down")
     try:
         time.sleep(45)
     finally:
-        nodes.sh("ip link set vn3 up")
+        nodes.sh("ip link set ${LINK}3 up")
     time.sleep(15)
     window = load.window(begin, time.time() - 2, nodes={"node-1", "node-2"})
     last = told(report, "node-3's network cut for 45 s", window, lost)
-    whole_again(mesh)
+    whole_again(mesh, load)
     assert window.failed == 0, (last, window.failures[:10])
 
 
@@ -78,5 +79,5 @@ def test_kubelet_killed(mesh, load, report):
     time.sleep(5)
     window = load.window(begin, time.time() - 2)
     told(report, "node-3's kubelet killed for 30 s", window, begin)
-    whole_again(mesh)
+    whole_again(mesh, load)
     assert window.failed == 0, window.failures[:10]

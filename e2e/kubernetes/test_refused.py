@@ -19,9 +19,9 @@ def test_a_pod_of_another_node_is_refused_at_once(mesh, report):
     own = mesh.ask(pod, "--proxy", f"http://{node_address(first)}:4140", "http://echo.shop/")
     assert own["status"] == 200
     other = mesh.ask(pod, "--proxy", f"http://{node_address(second)}:4140", "http://echo.shop/", check=False)
-    assert other.get("status") in (None, 403), other
+    assert other.get("status") == 403, other
     assert other["took_ms"] < 1000, "known from elsewhere: no wait"
-    report(f"a pod of {first} at {second}'s port 4140: {other.get('status') or other['error']}, after {other['took_ms']:.0f} ms")
+    report(f"a pod of {first} at {second}'s port 4140: {other['status']}, after {other['took_ms']:.0f} ms")
 
 
 @pytest.mark.own
@@ -32,25 +32,30 @@ def test_the_node_network_is_refused(mesh, report):
     assert answers["node-1 itself"][1] == 200, answers
     answers["node-2"] = nodes.curl_on_node(2, "-x", asked, "http://echo.shop/")
     answers["the API server's machine"] = nodes.curl([], "-x", asked, "http://echo.shop/")
+    metrics = f"http://{nodes.address(1)}:9991/livez"
     with nodes.Outsider("10.77.0.99/24") as outsider:
+        assert outsider.curl(metrics)[1] == 200, "it does reach node-1"
         answers["another machine of the node network"] = outsider.curl("-x", asked, "http://echo.shop/")
         # Not in any pod range, and nobody's address.
-        nodes.sh("ip -n posthouse-outsider addr add 10.88.200.7/32 dev lo; ip route add 10.88.200.7/32 dev kbr0; "
-                 "ip -n node-1 route add 10.88.200.7/32 via 10.77.0.99")
+        nodes.sh("ip -n ${NS}outsider addr add 10.88.200.7/32 dev lo; ip route add 10.88.200.7/32 dev $BR; "
+                 "ip -n ${NS}1 route add 10.88.200.7/32 via 10.77.0.99")
         try:
+            assert outsider.curl("--interface", "10.88.200.7", metrics)[1] == 200, "it does reach node-1"
             answers["an address outside of all pod ranges"] = outsider.curl("--interface", "10.88.200.7", "-x", asked, "http://echo.shop/")
         finally:
-            nodes.sh("ip route del 10.88.200.7/32; ip -n node-1 route del 10.88.200.7/32", check=False)
+            nodes.sh("ip route del 10.88.200.7/32; ip -n ${NS}1 route del 10.88.200.7/32", check=False)
     refused = {who: answer for who, answer in answers.items() if who != "node-1 itself"}
-    assert all(status in (0, 403) for _, status, _ in refused.values()), refused
+    assert all(status == 403 for _, status, _ in refused.values()), refused
     report(f"refused at node-1's port 4140: {', '.join(refused)}")
 
 
 @pytest.mark.own
 def test_the_link_port_takes_only_nodes(mesh):
     with nodes.Outsider("10.77.0.99/24") as outsider:
+        assert outsider.curl(f"http://{nodes.address(1)}:9991/livez")[1] == 200, "it does reach node-1"
         code, status, _ = outsider.curl("--http2-prior-knowledge", f"http://{nodes.address(1)}:4141/")
-        assert code != 0 and status == 0, (code, status)
+        # 28 would be curl's own time limit: the proxy closes at once.
+        assert code not in (0, 28) and status == 0, (code, status)
     pod = mesh.client("node-2")
     answer = mesh.ask(pod, "--proxy", f"http://{nodes.address(1)}:4141", "http://echo.shop/", check=False)
     assert "status" not in answer, answer

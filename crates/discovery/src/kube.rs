@@ -133,7 +133,11 @@ async fn supervise(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing)
 
 /// Loads the snapshot when the API does not list everything at once, and writes it as things change.
 async fn keep_snapshot(path: PathBuf, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) {
-    tokio::time::sleep(timing.grace).await;
+    tokio::select! {
+        () = tokio::time::sleep(timing.grace) => {}
+        // Nobody listens there: it will not list anything within the grace time either.
+        () = feed.unreachable.notified() => {}
+    }
     let label = path.display().to_string();
     if !feed.is_complete() {
         let (feed, from) = (Arc::clone(&feed), path.clone());

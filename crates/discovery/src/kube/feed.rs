@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 
 use super::SOURCE;
 use super::api::{ApiStatus, Failure};
@@ -20,6 +21,8 @@ use crate::writer::Writer;
 /// See the module's text.
 pub(crate) struct Feed {
     state: Mutex<State>,
+    /// Told by the watches while nothing listens at the server's address.
+    pub(crate) unreachable: Notify,
 }
 
 struct State {
@@ -84,7 +87,7 @@ struct VersionMeta {
 
 impl Feed {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self { state: Mutex::new(State { writer, listed: [false; 4] }) }
+        Self { state: Mutex::new(State { writer, listed: [false; 4] }), unreachable: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

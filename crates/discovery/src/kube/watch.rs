@@ -150,7 +150,10 @@ impl Watch {
         self.board.failed(self.api.kind(), failure.text());
         let nodes = self.feed.nodes();
         let wait = match failure {
-            Failure::Unreachable(_) => self.backoff.unreachable(nodes),
+            Failure::Unreachable(_) => {
+                self.feed.unreachable.notify_one();
+                self.backoff.unreachable(nodes)
+            }
             Failure::Gone(_) | Failure::Other(_) => self.backoff.next(nodes),
         };
         sleep(wait).await;

@@ -5,6 +5,7 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn a_minute_without_the_server_costs_nothing_but_news() {
     let (script, asked) = scripted();
+    script.list(Kind::Node, one([r#"{"metadata":{"name":"node-a"}}"#.to_owned()]));
     let events = script.stream(Kind::EndpointSlice);
     let timing = Timing { grace: Duration::from_secs(3), ..Timing::default() };
     let mut under = Under::start(&script.client(), asked, timing);
@@ -96,6 +97,22 @@ async fn a_warm_start_serves_the_snapshot_until_the_api_lists() {
     let directory = under.handle.load_full();
     assert_eq!(directory.service("shop/web").unwrap().ports[0].endpoints.all()[0].stats.in_flight(), 1);
     under.status("no snapshot", |s| s.watches.iter().all(|watch| watch.from_snapshot.is_none())).await;
+}
+
+/// Nothing listens there: there is nothing to wait for.
+#[tokio::test(start_paused = true)]
+async fn a_start_without_a_server_serves_the_snapshot_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot.json");
+    let node = r#"{"kind":"Node","apiVersion":"v1","metadata":{"name":"node-a"}}"#;
+    std::fs::write(&path, format!("{{\"written\":1}}\n{{\"kind\":\"List\",\"items\":[{node}]}}\n")).unwrap();
+    let (script, asked) = Script::new();
+    script.set_away(true);
+    let timing = Timing { grace: Duration::from_secs(3600), ..Timing::default() };
+    let begun = tokio::time::Instant::now();
+    let mut under = Under::warm(&script.client(), asked, timing, Some(path));
+    under.until("the snapshot", |d| d.complete).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
