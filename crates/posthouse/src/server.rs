@@ -77,16 +77,24 @@ pub(crate) fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListene
     socket(address).and_then(listen).map_err(|error| cannot_listen(flag, address, &error))
 }
 
-/// Binds a Unix socket that only our own user may connect to. One that a process before us left behind is replaced.
+/// Binds a Unix socket that only our own user may connect to. One that a process before us left behind is replaced, but never
+/// one on which somebody answers.
 ///
 /// # Errors
 /// One line that names the flag and the path.
 pub(crate) fn bind_unix(flag: &str, path: &Path) -> anyhow::Result<UnixListener> {
     let bind = || {
         if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "another posthouse answers on that socket"));
+            }
             std::fs::remove_file(path)?;
         }
-        let listener = UnixListener::bind(path)?;
+        // Nobody may connect in the moment before the file's mode is set.
+        let before = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+        let listener = UnixListener::bind(path);
+        rustix::process::umask(before);
+        let listener = listener?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };

@@ -123,7 +123,10 @@ async fn an_address_that_cannot_be_bound_is_named_with_its_flag() {
 async fn a_unix_socket_is_ours_alone_and_replaces_a_stale_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
-    drop(bind_unix("--test", &path).unwrap());
+    let first = bind_unix("--test", &path).unwrap();
+    let error = bind_unix("--test", &path).unwrap_err().to_string();
+    assert!(error.contains("another posthouse answers"), "{error}");
+    drop(first);
     assert!(path.exists(), "a process that ends by force leaves its socket behind");
     let listener = bind_unix("--test", &path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
