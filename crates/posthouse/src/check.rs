@@ -1,7 +1,7 @@
 //! `posthouse check`: what stands in the way of an installation, or what is wrong with one, as one line a finding with what
 //! to do about it. [`run`] is the door and [`examine`] the order. Each check is a function of its own: a thin part asks the
 //! API server or a node's proxy, a pure one judges the plain answer. Nothing is changed in the cluster: reviews of
-//! permissions are the only thing that is posted, and the API server forgets them.
+//! permissions and a pod as a dry run are all that is posted, and the API server forgets them.
 
 mod api;
 mod forward;
@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 
 use crate::Failure;
 use crate::args::CheckArgs;
-use api::Cluster;
+use api::{Cluster, Trouble};
 use report::{Mode, Report};
 
 /// What a finding is about; in the order of the report.
@@ -49,25 +49,31 @@ impl Id {
         ),
         (
             Self::Namespace,
-            "its pod-security label lets pods use the host's network, which 'baseline' and 'restricted' do not",
+            "it admits pods on the host's network, which the pod security levels 'baseline' and 'restricted' do not: by a pod that is \
+             created as a dry run, or else by the namespace's label",
         ),
         (
             Self::Permissions,
-            "before: you may create what the chart installs, and grant what its role contains. After: the proxies' service account may \
+            "before: you may create what the chart installs, and grant what its role contains, and no other release has that role. After: the proxies' service account may \
              read what they need, and no proxy is refused",
         ),
         (
             Self::Daemonset,
-            "every Linux node has a ready proxy, or why not: taints, scheduling, image, crash and its last words; whether a rollout runs",
+            "every Linux node has a ready proxy, or why not: taints, scheduling, image, crash and its last words, as of a port that is taken; \
+             whether a rollout runs. Before: there is no mesh in another namespace",
         ),
-        (Self::Ports, "no other pod declares one of the proxy's ports on a node, no proxy found one taken"),
+        (Self::Ports, "no other pod declares one of the proxy's ports on a node"),
         (Self::Version, "the proxies are of one version, and of this program's"),
         (
             Self::Node,
             "each proxy is ready, watches the API without errors and heard of it within 120 s, skips no object; its Node has addresses and podCIDRs",
         ),
-        (Self::Links, "each proxy knows the proxies of all other nodes, and connects to them"),
-        (Self::Probe, "a request through each node's outbound port is answered"),
+        (
+            Self::Links,
+            "each proxy knows the proxies of all other nodes, and reached them when it last tried; a link that no request has needed yet \
+             is skipped: --url tries them",
+        ),
+        (Self::Probe, "on each node's outbound port a posthouse answers, and with --url the application behind it"),
     ];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -128,6 +134,9 @@ pub(crate) struct Finding {
     message: String,
     /// The command or the setting that helps.
     hint: Option<String>,
+    /// Skipped as it should be, as the proxies are before there are any: no reason to look again.
+    #[serde(skip)]
+    usual: bool,
     /// How long an answer took.
     #[serde(rename = "took_ms", serialize_with = "millis")]
     took: Option<Duration>,
@@ -142,7 +151,7 @@ fn millis<S: Serializer>(took: &Option<Duration>, to: S) -> Result<S::Ok, S::Err
 
 impl Finding {
     fn new(id: Id, verdict: Verdict, message: impl Into<String>) -> Self {
-        Self { id, verdict, subject: None, message: message.into(), hint: None, took: None }
+        Self { id, verdict, subject: None, message: message.into(), hint: None, usual: false, took: None }
     }
 
     fn ok(id: Id, message: impl Into<String>) -> Self {
@@ -151,6 +160,11 @@ impl Finding {
 
     fn skipped(id: Id, message: impl Into<String>) -> Self {
         Self::new(id, Verdict::Skipped, message)
+    }
+
+    /// What is not there to be looked at yet.
+    fn not_yet(id: Id, message: impl Into<String>) -> Self {
+        Self { usual: true, ..Self::skipped(id, message) }
     }
 
     fn warn(id: Id, message: impl Into<String>) -> Self {
@@ -177,7 +191,7 @@ impl Finding {
     }
 }
 
-/// Checks and reports on stdout; says whether nothing failed.
+/// Checks and reports on stdout; says whether nothing failed, or with `--strict`, whether everything is in order.
 ///
 /// # Errors
 /// The kubeconfig is of no use, or stdout cannot be written.
@@ -188,7 +202,8 @@ pub(crate) fn run(args: &CheckArgs, colours: bool) -> Result<bool, Failure> {
         let cluster = Cluster::connect(args).await.map_err(Failure::Usage)?;
         let mut report = Report::new(args.output, colours, &args.namespace, std::io::stdout().lock());
         examine(&cluster, args, &mut report).await;
-        report.finish().context("stdout cannot be written").map_err(Failure::from)
+        let verdict = report.finish().context("stdout cannot be written")?;
+        Ok(verdict == Verdict::Ok || (!args.strict && verdict < Verdict::Fail))
     })
 }
 
@@ -200,19 +215,19 @@ async fn examine(cluster: &Cluster, args: &CheckArgs, report: &mut Report<impl s
         return;
     };
     let namespace = cluster.namespace().await;
-    report.add(vec![workload::namespace(&namespace, &cluster.namespace)]);
-    let (finding, daemonset) = match args.pre {
-        true => (Some(Finding::skipped(Id::Daemonset, "not looked at (--pre)")), None),
-        false => workload::find(cluster).await,
-    };
-    match &daemonset {
+    let tried = workload::try_host_network(cluster, &namespace).await;
+    report.add(vec![workload::namespace(&namespace, &cluster.namespace, &tried)]);
+    let (found, daemonset) = workload::find(cluster, args.pre).await;
+    // The one whose proxies are examined; with --pre it matters only for what is its own.
+    let examined = daemonset.as_ref().filter(|_| !args.pre);
+    match examined {
         Some(daemonset) => {
             report.mode(Mode::Installed);
             report.add(permissions::of_proxies(cluster, daemonset).await);
         }
-        None => report.add(permissions::to_install(cluster, namespace.is_err()).await),
+        None => report.add(permissions::to_install(cluster, matches!(namespace, Err(Trouble::Missing))).await),
     }
-    report.add(finding.into_iter().collect());
+    report.add(found);
 
     let nodes = match cluster.nodes(&args.node).await {
         Ok((nodes, findings)) => {
@@ -235,7 +250,7 @@ async fn examine(cluster: &Cluster, args: &CheckArgs, report: &mut Report<impl s
         None => Vec::new(),
     };
     let last_words = workload::last_words(cluster, &pods).await;
-    if let Some(daemonset) = &daemonset {
+    if let Some(daemonset) = examined {
         let events = workload::events(cluster, &pods, &nodes).await;
         report.add(workload::judge(daemonset, &nodes, &pods, &last_words, events.as_deref()));
     }
@@ -245,7 +260,7 @@ async fn examine(cluster: &Cluster, args: &CheckArgs, report: &mut Report<impl s
     let port_numbers = workload::Ports::of(daemonset.as_ref());
     report.add(ports::check(cluster, &nodes, &pods, &last_words, port_numbers).await);
     report.add(nodes::objects(&nodes));
-    if let Some(daemonset) = &daemonset {
+    if let Some(daemonset) = examined {
         live(cluster, args, report, daemonset, &nodes, &pods, server.ahead).await;
     }
 }
@@ -258,7 +273,7 @@ async fn live(
     daemonset: &DaemonSet,
     nodes: &[k8s_openapi::api::core::v1::Node],
     pods: &[k8s_openapi::api::core::v1::Pod],
-    server_ahead: f64,
+    server_ahead: Option<f64>,
 ) {
     let ports = workload::Ports::of(Some(daemonset));
     let ready = workload::ready_nodes(pods);

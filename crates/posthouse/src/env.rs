@@ -109,7 +109,8 @@ pub(crate) fn render(args: &EnvArgs) -> String {
         // A reference needs its variable above it. A patch alone leaves those that the container already has where they
         // are, and would put NODE_IP below them.
         let order: Vec<String> = names(&lines).map(|name| format!("{{name: {name}}}")).collect();
-        let _ = writeln!(text, "{outer}      - name: {container}");
+        // Quoted: "123" and "no" are names, too.
+        let _ = writeln!(text, "{outer}      - name: \"{container}\"");
         let _ = writeln!(text, "{outer}        $setElementOrder/env: [{}]", order.join(", "));
     }
     let indent = " ".repeat(depth);
@@ -233,6 +234,13 @@ mod tests {
             container["env"].as_array().unwrap().iter().map(|variable| json!({"name": variable["name"]})).collect();
         assert_eq!(container["$setElementOrder/env"], Value::Array(names));
         assert_eq!(container["env"], parsed(&[])["env"]);
+        for name in ["123", "no", "null", "1e3", "0x1f"] {
+            let patch = parsed(&["--format=patch", "--container", name]);
+            assert_eq!(
+                patch["spec"]["template"]["spec"]["containers"][0]["name"], name,
+                "a name, whatever YAML takes it for"
+            );
+        }
     }
 
     #[test]

@@ -246,8 +246,7 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
     let limit = proxy.config.timeouts.connect;
     match tokio::time::timeout(limit, handshake).await {
         Ok(Ok(connection)) => {
-            counters.connections.fetch_add(1, Ordering::Relaxed);
-            counters.opened.fetch_add(1, Ordering::Relaxed);
+            counters.link_opened();
             metrics::counter!(LINK_DIALS, "result" => "ok").increment(1);
             info!(peer = %peer.node, address = %peer.address, "link open");
             Ok(connection)
@@ -295,6 +294,13 @@ impl LinkCounters {
         self.all_streams.decrement(1.0);
     }
 
+    fn link_opened(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        // It tells of now: a refusal while the peer was replaced is over.
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn failed(&self, what: &str) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
@@ -330,4 +336,20 @@ impl LinkTable {
 /// `/` for messages that need a path and have none of their own.
 pub(crate) fn root_path() -> PathAndQuery {
     PathAndQuery::from_static("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_opens_wipes_out_the_last_error() {
+        let table = LinkTable::default();
+        let counters = table.of(&Arc::from("node-b"));
+        counters.failed("connection refused");
+        assert_eq!(table.list(|_| true)[0].last_error.as_deref(), Some("connection refused"));
+        counters.link_opened();
+        let link = table.list(|_| true).remove(0);
+        assert_eq!((link.last_error, link.failures, link.opened, link.connections), (None, 1, 1, 1));
+    }
 }

@@ -33,7 +33,9 @@ struct LinkView {
     connections: u64,
     streams: u64,
     opened: u64,
+    /// Ever, as `opened` is.
     failures: u64,
+    /// Of the last attempt; absent once one has succeeded.
     last_error: Option<String>,
 }
 

@@ -39,11 +39,16 @@ pub(crate) struct CheckArgs {
 
     /// A GET request that is sent through each node: the URL of a Service, by http
     ///
-    /// Without it each proxy is asked for a name that cannot exist, which reaches no application, and must say so itself.
+    /// It is sent up to 24 times a node, until each of its links was tried: take a Service with pods on every node. With and
+    /// without it each proxy is asked for a name that cannot exist, which reaches no application, and must say so itself.
     ///
     /// [default: none]
     #[arg(long, value_name = "URL", value_parser = values::probe_url)]
     pub(crate) url: Option<Uri>,
+
+    /// Exit code 1 also when something should be looked at, or could not be
+    #[arg(long)]
+    pub(crate) strict: bool,
 
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]

@@ -46,8 +46,8 @@ pub(super) struct Cluster {
 
 /// What the API server told of itself.
 pub(super) struct Server {
-    /// Seconds by which its clock is ahead of this machine's.
-    pub(super) ahead: f64,
+    /// Seconds by which its clock is ahead of this machine's. `None`: it did not say what time it is.
+    pub(super) ahead: Option<f64>,
 }
 
 /// Why a question has no answer.
@@ -257,10 +257,11 @@ pub(super) async fn reach(cluster: &Cluster) -> (Vec<Finding>, Option<Server>) {
     };
     let ahead = ahead(&headers, wall + took / 2);
     let mut findings = vec![judge_version(&version, &cluster.url).took(took)];
-    if let Some(ahead) = ahead {
-        findings.push(judge_clock("this machine's", ahead));
-    }
-    (findings, Some(Server { ahead: ahead.unwrap_or_default() }))
+    findings.push(match ahead {
+        Some(ahead) => judge_clock("this machine's", ahead),
+        None => Finding::skipped(Id::Clock, "no clock can be compared: the API server's answers have no Date"),
+    });
+    (findings, Some(Server { ahead }))
 }
 
 async fn version(cluster: &Cluster) -> Result<(HeaderMap, Version), Trouble> {

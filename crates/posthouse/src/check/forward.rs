@@ -28,11 +28,22 @@ pub(super) struct Forwarded {
     sender: SendRequest<Empty<Bytes>>,
     port: u16,
     patience: Duration,
-    /// Resolves when the kubelet cannot reach the port, in its words.
-    refusal: Pin<Box<dyn Future<Output = Option<String>> + Send>>,
+    refusal: Refusal,
     forwarder: Portforwarder,
     /// Ends with this.
     _connection: JoinSet<()>,
+}
+
+/// Resolves when the kubelet cannot reach the port, in its words; once.
+struct Refusal(Option<Pin<Box<dyn Future<Output = Option<String>> + Send>>>);
+
+impl Refusal {
+    /// May be dropped and called again.
+    async fn words(&mut self) -> Option<String> {
+        let words = self.0.as_mut()?.await;
+        self.0 = None;
+        words
+    }
 }
 
 impl Drop for Forwarded {
@@ -67,7 +78,7 @@ impl Forwarded {
             let _ = connection.await;
         });
         let patience = cluster.patience;
-        Ok(Self { sender, port, patience, refusal: Box::pin(refusal), forwarder, _connection: running })
+        Ok(Self { sender, port, patience, refusal: Refusal(Some(Box::pin(refusal))), forwarder, _connection: running })
     }
 
     /// Sends a GET; an absolute URI goes out as one, as to a proxy.
@@ -91,7 +102,7 @@ impl Forwarded {
         tokio::pin!(exchange);
         let answered = tokio::select! {
             answered = timeout(self.patience, &mut exchange) => answered,
-            Some(words) = &mut self.refusal => return Err(Trouble::Other(refused(self.port, &words))),
+            Some(words) = self.refusal.words() => return Err(Trouble::Other(refused(self.port, &words))),
         };
         let error: hyper::Error = match answered {
             Ok(Ok((head, body, took))) => {
@@ -101,7 +112,7 @@ impl Forwarded {
             Ok(Err(error)) => error,
             Err(_) => return Err(Trouble::Slow(self.patience)),
         };
-        match timeout(LAST_WORDS, &mut self.refusal).await {
+        match timeout(LAST_WORDS, self.refusal.words()).await {
             Ok(Some(words)) => Err(Trouble::Other(refused(self.port, &words))),
             _ => Err(Trouble::Other(format!("the connection to port {} ended: {}", self.port, chain(&error)))),
         }

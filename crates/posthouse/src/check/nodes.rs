@@ -1,137 +1,25 @@
-//! What the proxies themselves say: each node's admin API, and a request through its outbound port. Nodes are asked some at a
-//! time; one that cannot be asked costs a finding and its time limits, no more.
+//! What the proxies themselves say, judged: each node's admin API, and requests through its outbound port.
 
 mod answers;
+mod ask;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, Uri};
+use http::Uri;
 use k8s_openapi::api::core::v1::Node;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
-use super::api::{Cluster, Trouble, ahead, judge_clock};
-use super::forward::{Answer, Forwarded};
+use super::api::judge_clock;
 use super::report::NodeSummary;
-use super::workload::{Ports, node_name};
+use super::workload::node_name;
 use super::{Finding, Id};
 use answers::{NodeConfig, Peers, proxy_status, short};
+use ask::{Admin, NodeAnswers, Probe};
 
-/// Nodes asked at the same time: each is a connection of the API server to a kubelet.
-const AT_ONCE: usize = 8;
-/// When so many could not be asked and none could, it is not the nodes' fault, and thousands of time limits are not waited for.
-const GIVE_UP: usize = 2 * AT_ONCE;
-/// Every node lists every other, so in a large cluster some stand for all: 64 of 5,000 are 80 MB instead of 6 GB.
-const ASK_PEERS: usize = 64;
+pub(super) use ask::ask;
+
 /// Two bookmarks missed, as in discovery, which then begins the watch anew.
 const STALE: Duration = Duration::from_secs(120);
-/// A name that cannot exist (RFC 6761): every proxy must refuse it by itself.
-const NOWHERE: &str = "http://posthouse-check.invalid/";
-
-/// One node and what it answered.
-pub(super) struct NodeAnswers {
-    node: String,
-    pod: String,
-    admin: Result<Admin, Trouble>,
-    probe: Result<Probe, Trouble>,
-}
-
-struct Admin {
-    config: NodeConfig,
-    /// Seconds by which the node's clock is ahead of this machine's.
-    ahead: Option<f64>,
-    /// `None`: not asked.
-    peers: Option<Result<Peers, Trouble>>,
-}
-
-/// The answer to the request that was sent through a node.
-struct Probe {
-    status: StatusCode,
-    headers: HeaderMap,
-    took: Duration,
-}
-
-/// Asks the pods: (node, pod).
-pub(super) async fn ask(
-    cluster: &Cluster,
-    targets: Vec<(String, String)>,
-    ports: Ports,
-    url: Option<&Uri>,
-) -> Vec<NodeAnswers> {
-    let url = url.cloned().unwrap_or_else(|| Uri::from_static(NOWHERE));
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
-    let mut asking = JoinSet::new();
-    let tally = Arc::new(Tally::default());
-    let step = targets.len().div_ceil(ASK_PEERS);
-    for (at, (node, pod)) in targets.into_iter().enumerate() {
-        let (cluster, turns, tally, url) = (cluster.clone(), Arc::clone(&turns), Arc::clone(&tally), url.clone());
-        asking.spawn(async move {
-            // The semaphore is never closed.
-            let _turn = turns.acquire_owned().await;
-            let admin = match tally.is_hopeless() {
-                true => Err(Trouble::GivenUp(GIVE_UP)),
-                false => ask_admin(&cluster, &pod, ports.admin, at % step == 0).await,
-            };
-            tally.count(admin.is_ok());
-            let probe = match &admin {
-                // Another port of the same pod, by the same way, would fare no better.
-                Err(
-                    trouble @ (Trouble::Forbidden(_) | Trouble::Unauthorized | Trouble::Slow(_) | Trouble::GivenUp(_)),
-                ) => Err(trouble.clone()),
-                _ => ask_through(&cluster, &pod, ports.outbound, &url).await,
-            };
-            NodeAnswers { node, pod, admin, probe }
-        });
-    }
-    let mut answers = asking.join_all().await;
-    answers.sort_by(|a, b| a.node.cmp(&b.node));
-    answers
-}
-
-/// How the nodes so far fared.
-#[derive(Default)]
-struct Tally {
-    answered: AtomicUsize,
-    failed: AtomicUsize,
-}
-
-impl Tally {
-    fn count(&self, answered: bool) {
-        if answered { &self.answered } else { &self.failed }.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn is_hopeless(&self) -> bool {
-        self.answered.load(Ordering::Relaxed) == 0 && self.failed.load(Ordering::Relaxed) >= GIVE_UP
-    }
-}
-
-async fn ask_admin(cluster: &Cluster, pod: &str, port: u16, with_peers: bool) -> Result<Admin, Trouble> {
-    let mut connection = Forwarded::open(cluster, pod, port).await?;
-    let answer = connection.get(&Uri::from_static("/config")).await?;
-    let ahead = ahead(&answer.headers, answer.asked);
-    let config = parse(&answer, port)?;
-    let peers = match with_peers {
-        true => Some(match connection.get(&Uri::from_static("/peers")).await {
-            Ok(answer) => parse(&answer, port),
-            Err(trouble) => Err(trouble),
-        }),
-        false => None,
-    };
-    Ok(Admin { config, ahead, peers })
-}
-
-fn parse<T: serde::de::DeserializeOwned>(answer: &Answer, port: u16) -> Result<T, Trouble> {
-    let parsed = (answer.status == StatusCode::OK).then(|| serde_json::from_slice(&answer.body).ok()).flatten();
-    parsed.ok_or_else(|| Trouble::Other(format!("what answers on port {port} is no posthouse ({})", answer.status)))
-}
-
-async fn ask_through(cluster: &Cluster, pod: &str, port: u16, url: &Uri) -> Result<Probe, Trouble> {
-    let answer = Forwarded::open(cluster, pod, port).await?.get(url).await?;
-    Ok(Probe { status: answer.status, headers: answer.headers, took: answer.took })
-}
 
 /// The nodes that could not be asked.
 pub(super) fn unreachable(answers: &[NodeAnswers]) -> Vec<Finding> {
@@ -146,11 +34,20 @@ fn admins(answers: &[NodeAnswers]) -> impl Iterator<Item = (&NodeAnswers, &Admin
     answers.iter().filter_map(|answer| Some((answer, answer.admin.as_ref().ok()?)))
 }
 
-/// `server`: seconds by which the API server's clock is ahead of this machine's.
-pub(super) fn clocks(answers: &[NodeAnswers], server: f64) -> Vec<Finding> {
-    let clock =
-        |(answer, admin): (&NodeAnswers, &Admin)| Some(judge_clock("its", server - admin.ahead?).on(&answer.node));
-    admins(answers).filter_map(clock).collect()
+/// `server`: seconds by which the API server's clock is ahead of this machine's; where it is unknown there is nothing to
+/// compare with, which has been said.
+pub(super) fn clocks(answers: &[NodeAnswers], server: Option<f64>) -> Vec<Finding> {
+    let Some(server) = server else {
+        return Vec::new();
+    };
+    let clock = |(answer, admin): (&NodeAnswers, &Admin)| {
+        let finding = match admin.ahead {
+            Some(ahead) => judge_clock("its", server - ahead),
+            None => Finding::skipped(Id::Clock, "its clock cannot be compared: its proxy's answers have no Date"),
+        };
+        finding.on(&answer.node)
+    };
+    admins(answers).map(clock).collect()
 }
 
 /// Are they all the same, and what this program is?
@@ -326,9 +223,10 @@ fn link(peers: &Peers, node: &str, ready: &BTreeSet<String>) -> Vec<Finding> {
                 .hint("kubectl get endpointslices -l kubernetes.io/service-name=posthouse; a new proxy needs some seconds to get there"),
         );
     }
-    for peer in peers.peers.iter().filter(|peer| !peer.this_node && peer.ready) {
-        let Some(link) = peer.link.as_ref().filter(|link| link.connections == 0 && link.failures > 0) else { continue };
-        let error = link.last_error.as_deref().unwrap_or("no reason is given");
+    for peer in peers.others() {
+        let Some(link) = peer.link.as_ref().filter(|link| link.connections == 0) else { continue };
+        // It is that of the last attempt: one that opened a link wipes it out.
+        let Some(error) = &link.last_error else { continue };
         let finding = match link.opened {
             0 => Finding::fail(
                 Id::Links,
@@ -343,12 +241,24 @@ fn link(peers: &Peers, node: &str, ready: &BTreeSet<String>) -> Vec<Finding> {
             finding.hint(format!("do a firewall or a NetworkPolicy of the hosts let nodes reach {}?", peer.address)),
         );
     }
+    let untried: Vec<&str> = peers.others().filter(|peer| peer.is_untried()).map(|peer| peer.node.as_str()).collect();
+    if let [first, rest @ ..] = untried.as_slice() {
+        let others = match rest.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        findings.push(
+            Finding::skipped(Id::Links, format!("not tried yet: no request has crossed to node {first}{others}"))
+                .hint("--url of a Service with pods on each node tries them"),
+        );
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(
             Id::Links,
             match others().count() {
                 0 => "there is no other proxy".to_owned(),
-                n => format!("knows the proxies of {n} other nodes, and no link to them fails"),
+                1 => "knows the proxy of 1 other node, and reached it".to_owned(),
+                n => format!("knows the proxies of {n} other nodes, and reached each of them"),
             },
         ));
     }
@@ -359,37 +269,52 @@ fn link(peers: &Peers, node: &str, ready: &BTreeSet<String>) -> Vec<Finding> {
 pub(super) fn probes(answers: &[NodeAnswers], url: Option<&Uri>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for answer in answers {
-        let finding = match (&answer.probe, &answer.admin) {
-            (Ok(probe), _) => judge_probe(probe, url),
+        let finding = match (&answer.outbound, &answer.admin) {
+            (Ok(probe), _) => judge_outbound(probe),
             // Said once already.
             (Err(trouble), Err(same)) if trouble == same => continue,
             (Err(trouble), _) => trouble.finding(Id::Probe, "its outbound port", "create and get pods/portforward"),
+        };
+        findings.push(finding.on(&answer.node));
+        let finding = match (url, &answer.url) {
+            (Some(url), Some(Ok(probe))) => judge_request(probe, url),
+            (Some(url), Some(Err(trouble))) => {
+                trouble.finding(Id::Probe, &format!("GET {url}"), "create and get pods/portforward")
+            }
+            _ => continue,
         };
         findings.push(finding.on(&answer.node));
     }
     findings
 }
 
-fn judge_probe(probe: &Probe, url: Option<&Uri>) -> Finding {
+/// The answer for a name that cannot exist: is it a posthouse that refuses it?
+fn judge_outbound(probe: &Probe) -> Finding {
     let Probe { status, headers, took } = probe;
-    let said = proxy_status(headers);
-    let token = said.as_ref().and_then(|said| said.error.as_deref());
-    let details = said.as_ref().map(|said| said.details.clone()).unwrap_or_default();
-    let finding = match (url, token) {
-        (None, Some("destination_not_found")) => Finding::ok(Id::Probe, "its outbound port answers"),
-        (None, Some(token)) => {
+    let finding = match proxy_status(headers).map(|said| (said.error, said.details)) {
+        Some((Some(token), _)) if token == "destination_not_found" => {
+            Finding::ok(Id::Probe, "its outbound port answers")
+        }
+        Some((Some(token), details)) => {
             Finding::fail(Id::Probe, format!("its outbound port answers {status}, {token}: {details}"))
         }
-        (None, None) => {
+        Some((None, _)) | None => {
             return Finding::fail(Id::Probe, format!("what answers on its outbound port is no posthouse ({status})"))
                 .hint("'ss -ltnp' on the node shows who listens there; an answer of 'ports' may tell, too");
         }
-        (Some(url), Some(token)) => Finding::fail(Id::Probe, format!("GET {url}: {status}, {token}: {details}"))
+    };
+    finding.took(*took)
+}
+
+fn judge_request(probe: &Probe, url: &Uri) -> Finding {
+    let Probe { status, headers, took } = probe;
+    let finding = match proxy_status(headers).map(|said| (said.error, said.details)) {
+        Some((Some(token), details)) => Finding::fail(Id::Probe, format!("GET {url}: {status}, {token}: {details}"))
             .hint("/services/NAMESPACE/NAME of its admin API shows the Service as it knows it"),
-        (Some(url), None) if status.is_server_error() => {
+        _ if status.is_server_error() => {
             Finding::warn(Id::Probe, format!("GET {url}: the application itself answers {status}"))
         }
-        (Some(url), None) => Finding::ok(Id::Probe, format!("GET {url}: {status}")),
+        _ => Finding::ok(Id::Probe, format!("GET {url}: {status}")),
     };
     finding.took(*took)
 }

@@ -5,12 +5,16 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SubjectAccessReview,
     SubjectAccessReviewSpec,
 };
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 use kube::api::PostParams;
 use posthouse_discovery::PERMISSIONS;
 
 use super::api::{Cluster, Trouble};
 use super::{Finding, Id};
+
+/// The chart calls its ClusterRole so whatever the release is called.
+const ROLE: &str = "posthouse";
 
 /// One thing to do with one kind of object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +85,44 @@ pub(super) async fn to_install(cluster: &Cluster, namespace_is_new: bool) -> Vec
         Ok(true) => Vec::new(),
         _ => own(cluster, read()).await,
     };
-    vec![judge_creating(&creating), judge_granting(&granting)]
+    let role = cluster.ask(Api::<ClusterRole>::all(cluster.client.clone()).get(ROLE)).await;
+    let mut findings = vec![judge_creating(&creating), judge_granting(&granting)];
+    findings.extend(judge_role(&role, &cluster.namespace));
+    findings
+}
+
+/// Helm refuses to install over an object that is not its release's.
+fn judge_role(role: &Result<ClusterRole, Trouble>, namespace: &str) -> Option<Finding> {
+    let role = match role {
+        Ok(role) => role,
+        Err(Trouble::Missing) => return None,
+        Err(trouble) => {
+            let permission = "get clusterroles.rbac.authorization.k8s.io";
+            return Some(trouble.finding(Id::Permissions, "whether another release has the ClusterRole", permission));
+        }
+    };
+    let annotations = role.metadata.annotations.clone().unwrap_or_default();
+    let release = |key: &str| annotations.get(&format!("meta.helm.sh/release-{key}")).map(String::as_str);
+    match release("namespace") {
+        Some(owner) if owner == namespace => None,
+        Some(owner) => Some(
+            Finding::fail(
+                Id::Permissions,
+                format!(
+                    "the ClusterRole '{ROLE}' belongs to the release '{}' in the namespace '{owner}': Helm will refuse to install another",
+                    release("name").unwrap_or(ROLE),
+                ),
+            )
+            .hint(format!("there is one mesh a cluster: posthouse check --namespace {owner}, or 'helm uninstall' it first")),
+        ),
+        None => Some(
+            Finding::warn(
+                Id::Permissions,
+                format!("there is a ClusterRole '{ROLE}' already, and it is not Helm's: Helm will refuse to replace it"),
+            )
+            .hint("rbac.create=false leaves it as it is; or delete it and its binding"),
+        ),
+    }
 }
 
 async fn own(cluster: &Cluster, actions: Vec<Action>) -> Vec<Answer> {
@@ -230,6 +271,26 @@ mod tests {
         assert_eq!(finding.message, "you may not create namespaces, create daemonsets.apps");
         let finding = judge_granting(&answers(read(), &["watch nodes"]));
         assert!(finding.verdict == Verdict::Fail && finding.message.ends_with(": watch nodes"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_role_of_another_release_is_in_the_way() {
+        let judge = |annotations: serde_json::Value| {
+            let object =
+                serde_json::json!({"metadata": {"name": "posthouse", "annotations": annotations}, "rules": []});
+            judge_role(&Ok(serde_json::from_value(object).unwrap()), "mesh")
+        };
+        let of = |namespace: &str| {
+            judge(serde_json::json!({"meta.helm.sh/release-name": "ph", "meta.helm.sh/release-namespace": namespace}))
+        };
+        assert_eq!(of("mesh"), None, "its own: an upgrade");
+        let other = of("other").unwrap();
+        assert_eq!(other.verdict, Verdict::Fail);
+        assert!(other.message.contains("the release 'ph' in the namespace 'other'"), "{other:?}");
+        let by_hand = judge(serde_json::json!({})).unwrap();
+        assert!(by_hand.verdict == Verdict::Warn && by_hand.hint.unwrap().contains("rbac.create=false"));
+        assert_eq!(judge_role(&Err(Trouble::Missing), "mesh"), None);
+        assert_eq!(judge_role(&Err(Trouble::Forbidden("no".into())), "mesh").unwrap().verdict, Verdict::Skipped);
     }
 
     #[test]

@@ -85,8 +85,19 @@ impl<W: Write> Report<W> {
         self.findings.iter().filter(|finding| finding.verdict == verdict).count()
     }
 
-    /// Writes the verdict; says whether nothing failed. A reader that has left is no error.
-    pub(super) fn finish(mut self) -> io::Result<bool> {
+    /// What could not be looked at, though it is there.
+    fn unseen(&self) -> usize {
+        self.findings.iter().filter(|finding| finding.verdict == Verdict::Skipped && !finding.usual).count()
+    }
+
+    /// The worst of all findings.
+    fn verdict(&self) -> Verdict {
+        let worst = self.findings.iter().filter(|finding| !finding.usual).map(|finding| finding.verdict).max();
+        worst.unwrap_or(Verdict::Ok)
+    }
+
+    /// Writes the verdict and gives it. A reader that has left is no error.
+    pub(super) fn finish(mut self) -> io::Result<Verdict> {
         let text = match self.format {
             OutputFormat::Text => format!("\n{}\n", self.conclusion()),
             OutputFormat::Json => self.json()?,
@@ -94,43 +105,42 @@ impl<W: Write> Report<W> {
         self.write(&text);
         match self.broken.take() {
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-            _ => Ok(self.count(Verdict::Fail) == 0),
+            _ => Ok(self.verdict()),
         }
     }
 
     fn conclusion(&self) -> String {
         let number = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let (fails, warnings, skipped) =
-            (self.count(Verdict::Fail), self.count(Verdict::Warn), self.count(Verdict::Skipped));
-        let verdict = match (fails, warnings, self.mode) {
-            (0, 0, Mode::Installed) => "everything is in order".to_owned(),
-            (0, 0, Mode::BeforeInstallation) => "everything is in order for an installation".to_owned(),
-            (0, _, _) => format!("no problem, {}", number(warnings, "warning")),
-            (_, 0, _) => number(fails, "problem"),
+        let (fails, warnings, unseen) = (self.count(Verdict::Fail), self.count(Verdict::Warn), self.unseen());
+        let mut verdict = match (fails, warnings, unseen, self.mode) {
+            (0, 0, 0, Mode::Installed) => "everything is in order".to_owned(),
+            (0, 0, 0, Mode::BeforeInstallation) => "everything is in order for an installation".to_owned(),
+            (0, 0, _, _) => "no problem found".to_owned(),
+            (0, _, _, _) => format!("no problem, {}", number(warnings, "warning")),
+            (_, 0, _, _) => number(fails, "problem"),
             _ => format!("{}, {}", number(fails, "problem"), number(warnings, "warning")),
         };
+        if unseen > 0 {
+            verdict.push_str(&format!(", but {} could not be looked at", number(unseen, "check")));
+        }
+        let skipped = self.count(Verdict::Skipped);
         let checks = number(self.findings.len() - skipped, "check");
-        match skipped {
+        match skipped - unseen {
             0 => format!("{verdict} ({checks})"),
-            skipped => format!("{verdict} ({checks}, {skipped} skipped)"),
+            usual => format!("{verdict} ({checks}, {usual} skipped)"),
         }
     }
 
     fn json(&self) -> io::Result<String> {
-        let verdict = match (self.count(Verdict::Fail), self.count(Verdict::Warn)) {
-            (0, 0) => Verdict::Ok,
-            (0, _) => Verdict::Warn,
-            _ => Verdict::Fail,
-        };
         let object = json!({
-            "verdict": verdict,
+            "verdict": self.verdict(),
             "mode": self.mode,
             "namespace": self.namespace,
             "version": VERSION,
             "nodes": self.nodes,
             "checks": self.findings,
         });
-        let mut text = serde_json::to_string_pretty(&object)?;
+        let mut text = escape(&serde_json::to_string_pretty(&object)?);
         text.push('\n');
         Ok(text)
     }
@@ -171,7 +181,53 @@ fn lines(findings: &[Finding], colours: bool) -> String {
 }
 
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if is_unseen(c) { ' ' } else { c }).collect()
+}
+
+/// JSON's own escapes are for what JSON forbids in a string, which leaves a terminal what it would act upon. Outside of
+/// strings there is none of it but line breaks.
+fn escape(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            c if c != '\n' && is_unseen(c) => {
+                let mut units = [0; 2];
+                text.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+            }
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+/// What a terminal acts upon instead of showing it: control characters, line and paragraph separators, and the format
+/// characters (Unicode 16, general category Cf: zero widths, and marks that turn the direction of the text around).
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{600}'..='\u{605}'
+                | '\u{61c}'
+                | '\u{6dd}'
+                | '\u{70f}'
+                | '\u{890}'..='\u{891}'
+                | '\u{8e2}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{2064}'
+                | '\u{2066}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{110bd}'
+                | '\u{110cd}'
+                | '\u{13430}'..='\u{1343f}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0001}'
+                | '\u{e0020}'..='\u{e007f}'
+        )
 }
 
 /// The nodes of a line.
@@ -201,13 +257,13 @@ mod tests {
     use super::super::Id;
     use super::*;
 
-    fn written(format: OutputFormat, mode: Mode, findings: Vec<Finding>) -> (String, bool) {
+    fn written(format: OutputFormat, mode: Mode, findings: Vec<Finding>) -> (String, Verdict) {
         let mut out = Vec::new();
         let mut report = Report::new(format, false, "mesh", &mut out);
         report.mode(mode);
         report.add(findings);
-        let good = report.finish().unwrap();
-        (String::from_utf8(out).unwrap(), good)
+        let verdict = report.finish().unwrap();
+        (String::from_utf8(out).unwrap(), verdict)
     }
 
     #[test]
@@ -220,7 +276,7 @@ mod tests {
         findings.push(Finding::fail(Id::Probe, "503").on("n1").hint("look"));
         findings.push(Finding::fail(Id::Probe, "503").on("n2").hint("look"));
         findings.push(Finding::warn(Id::Probe, "slow").on("n3"));
-        let (text, good) = written(OutputFormat::Text, Mode::Installed, findings);
+        let (text, verdict) = written(OutputFormat::Text, Mode::Installed, findings);
         let wanted = "\
 ok    api          answers (3 ms)
 ok    version      7 nodes: 0.1.0 (10–16 ms)
@@ -231,7 +287,7 @@ warn  probe        n3: slow
 2 problems, 1 warning (11 checks)
 ";
         assert_eq!(text, wanted);
-        assert!(!good);
+        assert_eq!(verdict, Verdict::Fail);
     }
 
     #[test]
@@ -245,17 +301,42 @@ warn  probe        n3: slow
     fn the_verdict_is_plain() {
         let ok = || Finding::ok(Id::Api, "a");
         let skipped = || Finding::skipped(Id::Ports, "b");
+        let not_yet = || Finding::not_yet(Id::Daemonset, "b");
         let warn = || Finding::warn(Id::Ports, "c");
-        for (mode, findings, last, good) in [
-            (Mode::Installed, vec![ok(), ok()], "everything is in order (2 checks)", true),
-            (Mode::BeforeInstallation, vec![ok()], "everything is in order for an installation (1 check)", true),
-            (Mode::Installed, vec![ok(), skipped()], "everything is in order (1 check, 1 skipped)", true),
-            (Mode::Installed, vec![ok(), warn()], "no problem, 1 warning (2 checks)", true),
-            (Mode::Installed, vec![Finding::fail(Id::Api, "d")], "1 problem (1 check)", false),
+        let fail = || Finding::fail(Id::Api, "d");
+        let (before, after) = (Mode::BeforeInstallation, Mode::Installed);
+        let unseen = "no problem found, but 2 checks could not be looked at (1 check, 1 skipped)";
+        for (mode, findings, last, wanted) in [
+            (after, vec![ok(), ok()], "everything is in order (2 checks)", Verdict::Ok),
+            (before, vec![ok()], "everything is in order for an installation (1 check)", Verdict::Ok),
+            (
+                before,
+                vec![ok(), not_yet()],
+                "everything is in order for an installation (1 check, 1 skipped)",
+                Verdict::Ok,
+            ),
+            (
+                after,
+                vec![ok(), skipped()],
+                "no problem found, but 1 check could not be looked at (1 check)",
+                Verdict::Skipped,
+            ),
+            (before, vec![ok(), skipped(), not_yet(), skipped()], unseen, Verdict::Skipped),
+            (after, vec![ok(), warn()], "no problem, 1 warning (2 checks)", Verdict::Warn),
+            (
+                after,
+                vec![skipped(), warn()],
+                "no problem, 1 warning, but 1 check could not be looked at (1 check)",
+                Verdict::Warn,
+            ),
+            (after, vec![fail(), not_yet()], "1 problem (1 check, 1 skipped)", Verdict::Fail),
         ] {
-            let (text, is_good) = written(OutputFormat::Text, mode, findings);
+            let (text, verdict) = written(OutputFormat::Text, mode, findings.clone());
             assert_eq!(text.lines().last(), Some(last));
-            assert_eq!(is_good, good, "{last}");
+            assert_eq!(verdict, wanted, "{last}");
+            let (text, _) = written(OutputFormat::Json, mode, findings);
+            let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(object["verdict"], json!(wanted), "{last}");
         }
     }
 
@@ -263,14 +344,24 @@ warn  probe        n3: slow
     fn foreign_words_cannot_move_the_cursor() {
         let (text, _) = written(OutputFormat::Text, Mode::Installed, vec![Finding::fail(Id::Node, "a\x1b[2Jb\nc")]);
         assert!(text.starts_with("FAIL  node         a [2Jb c\n"), "{text:?}");
+
+        // The bell, DEL, CSI as one character, a word from right to left, a word without width, a tag beyond 16 bits.
+        let words = "a\u{7}b\u{7f}c\u{9b}d\u{202e}e\u{200b}f\u{2028}g\u{e0041}h, ä ✓";
+        let finding = || vec![Finding::fail(Id::Node, words).hint(words)];
+        let (text, _) = written(OutputFormat::Text, Mode::Installed, finding());
+        assert!(text.contains("a b c d e f g h, ä ✓\n"), "{text:?}");
+        let (text, _) = written(OutputFormat::Json, Mode::Installed, finding());
+        assert!(text.contains(r"a\u0007b\u007fc\u009bd\u202ee\u200bf\u2028g\udb40\udc41h, ä ✓"), "{text:?}");
+        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&object["checks"][0]["message"], &object["checks"][0]["hint"]), (&json!(words), &json!(words)));
     }
 
     #[test]
     fn json_has_everything() {
         let finding = Finding::warn(Id::Links, "m").on("n1").hint("h").took(Duration::from_micros(1234));
-        let (text, good) = written(OutputFormat::Json, Mode::Installed, vec![finding]);
+        let (text, verdict) = written(OutputFormat::Json, Mode::Installed, vec![finding]);
         let object: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert!(good);
+        assert_eq!(verdict, Verdict::Warn);
         assert_eq!(object["verdict"], "warn");
         assert_eq!((&object["mode"], &object["namespace"]), (&json!("installed"), &json!("mesh")));
         let wanted = json!({"id": "links", "verdict": "warn", "subject": "node/n1", "message": "m", "hint": "h", "took_ms": 1.2});

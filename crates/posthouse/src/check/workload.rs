@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Event, Namespace, Node, Pod};
 use kube::Api;
-use kube::api::{ListParams, LogParams};
+use kube::api::{ListParams, LogParams, PostParams};
+use serde_json::json;
 
 use super::api::{Cluster, Trouble};
+use super::ports::TAKEN;
 use super::{Finding, Id};
 use placement::{Placement, place};
 
@@ -21,15 +23,60 @@ const MAX_LOGS: usize = 10;
 /// As much of a message of somebody else's as one line bears.
 const MAX_WORDS: usize = 300;
 
-/// Does the namespace admit pods on the host's network?
-pub(super) fn namespace(namespace: &Result<Namespace, Trouble>, name: &str) -> Finding {
-    let label = "pod-security.kubernetes.io/enforce";
+/// Pod security of a namespace. Where it is absent the API server's own configuration decides, which nobody can read.
+const LEVEL: &str = "pod-security.kubernetes.io/enforce";
+
+/// Creates a pod like a proxy's as a dry run: the API server has its rules look at it, and keeps nothing. `None`: there is no
+/// namespace to create it in.
+pub(super) async fn try_host_network(
+    cluster: &Cluster,
+    namespace: &Result<Namespace, Trouble>,
+) -> Option<Result<(), Trouble>> {
+    if namespace.as_ref().is_ok_and(|namespace| namespace.metadata.deletion_timestamp.is_some())
+        || matches!(namespace, Err(Trouble::Missing))
+    {
+        return None;
+    }
+    // Apart from the host's network it has what the strictest rules ask for, so that only that can be refused.
+    let pod = json!({
+        "metadata": {"generateName": "posthouse-check-", "labels": {"app.kubernetes.io/name": "posthouse-check"}},
+        "spec": {
+            "hostNetwork": true,
+            "automountServiceAccountToken": false,
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "posthouse",
+                "image": "posthouse.invalid/check:none",
+                "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"cpu": "1m", "memory": "1Mi"}},
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+        },
+    });
+    let pod: Pod = serde_json::from_value(pod).expect("the literal above is a pod");
+    let api = Api::<Pod>::namespaced(cluster.client.clone(), &cluster.namespace);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    Some(cluster.ask(api.create(&dry_run, &pod)).await.map(drop))
+}
+
+/// Does the namespace admit pods on the host's network? `tried`: by [`try_host_network`].
+pub(super) fn namespace(
+    namespace: &Result<Namespace, Trouble>,
+    name: &str,
+    tried: &Option<Result<(), Trouble>>,
+) -> Finding {
     let namespace = match namespace {
         Ok(namespace) => namespace,
         Err(Trouble::Missing) => {
             return Finding::ok(
                 Id::Namespace,
-                format!("there is no namespace '{name}' yet: 'helm install --create-namespace'"),
+                format!(
+                    "there is no namespace '{name}' yet ('helm install --create-namespace'): no label forbids pods on the host's \
+                     network; a cluster-wide default is seen only after the namespace exists"
+                ),
             );
         }
         Err(trouble) => return trouble.finding(Id::Namespace, &format!("the namespace '{name}'"), "get namespaces"),
@@ -38,40 +85,83 @@ pub(super) fn namespace(namespace: &Result<Namespace, Trouble>, name: &str) -> F
         return Finding::fail(Id::Namespace, format!("the namespace '{name}' is being deleted"))
             .hint(format!("wait for its end: kubectl get namespace {name}"));
     }
-    match namespace.metadata.labels.as_ref().and_then(|labels| labels.get(label)).map(String::as_str) {
-        Some(level @ ("baseline" | "restricted")) => Finding::fail(
-            Id::Namespace,
-            format!("the namespace '{name}' refuses pods on the host's network (pod security '{level}')"),
-        )
-        .hint(format!("kubectl label --overwrite namespace {name} {label}=privileged")),
-        _ => Finding::ok(Id::Namespace, format!("the namespace '{name}' admits pods on the host's network")),
+    let privileged = format!("kubectl label --overwrite namespace {name} {LEVEL}=privileged");
+    let level = namespace.metadata.labels.as_ref().and_then(|labels| labels.get(LEVEL)).map(String::as_str);
+    if let Some(level @ ("baseline" | "restricted")) = level {
+        let message = format!("the namespace '{name}' refuses pods on the host's network (pod security '{level}')");
+        return Finding::fail(Id::Namespace, message).hint(privileged);
     }
+    let Some(Err(trouble)) = tried else {
+        return Finding::ok(Id::Namespace, format!("the namespace '{name}' admits pods on the host's network"));
+    };
+    let why = cut(&trouble.to_string());
+    if why.contains("violates PodSecurity") {
+        let message =
+            format!("the namespace '{name}' refuses pods on the host's network, by the cluster's default: {why}");
+        return Finding::fail(Id::Namespace, message).hint(privileged);
+    }
+    // A webhook "denied the request", a ValidatingAdmissionPolicy "denied request".
+    if why.contains("denied the request") || why.contains("denied request") {
+        let message =
+            format!("a rule of the cluster refuses a pod on the host's network in the namespace '{name}': {why}");
+        return Finding::warn(Id::Namespace, message).hint(
+            "the rule may need an exception for the proxies: the DaemonSet's events tell whether they are refused",
+        );
+    }
+    let unseen = match level {
+        Some(_) => String::new(),
+        None => format!("; a cluster-wide default was not seen, since a pod could not be tried: {why}"),
+    };
+    Finding::ok(Id::Namespace, format!("no label of the namespace '{name}' forbids pods on the host's network{unseen}"))
 }
 
-/// The DaemonSet; without one the finding says so.
-pub(super) async fn find(cluster: &Cluster) -> (Option<Finding>, Option<DaemonSet>) {
+/// The DaemonSet; without one the findings say so. `before`: an installation is planned.
+pub(super) async fn find(cluster: &Cluster, before: bool) -> (Vec<Finding>, Option<DaemonSet>) {
     let namespaced = Api::<DaemonSet>::namespaced(cluster.client.clone(), &cluster.namespace);
     match cluster.ask(namespaced.get(NAME)).await {
-        Ok(daemonset) => (None, Some(daemonset)),
+        Ok(daemonset) if before => {
+            let message =
+                format!("installed in the namespace '{}' already, and not looked at (--pre)", cluster.namespace);
+            let finding = Finding::not_yet(Id::Daemonset, message);
+            (vec![finding.hint("'helm upgrade' changes it; without --pre it is checked")], Some(daemonset))
+        }
+        Ok(daemonset) => (Vec::new(), Some(daemonset)),
         Err(Trouble::Missing) => {
-            // A wrong --namespace looks the same. Who may not list them all gets no advice.
+            // A wrong --namespace looks the same.
             let everywhere = Api::<DaemonSet>::all(cluster.client.clone());
             let labelled = ListParams::default().labels("app.kubernetes.io/name=posthouse");
             let others = cluster.list(&everywhere, labelled, |daemonset| daemonset.metadata.namespace).await;
-            (Some(not_installed(&cluster.namespace, &others.unwrap_or_default())), None)
+            let mut findings = Vec::new();
+            let others = others.unwrap_or_else(|trouble| {
+                let permission = "list daemonsets.apps of all namespaces";
+                findings.push(trouble.finding(Id::Daemonset, "whether another namespace has a mesh", permission));
+                Vec::new()
+            });
+            findings.insert(0, not_installed(&cluster.namespace, &others, before));
+            (findings, None)
+        }
+        Err(trouble) if before => {
+            (vec![trouble.finding(Id::Daemonset, "the DaemonSet 'posthouse'", "get daemonsets.apps")], None)
         }
         // Whether it is installed is the first thing that was asked.
         Err(trouble) => {
             let finding = trouble.finding(Id::Daemonset, "the DaemonSet 'posthouse'", "get daemonsets.apps");
-            (Some(Finding { verdict: super::Verdict::Fail, ..finding }), None)
+            (vec![Finding { verdict: super::Verdict::Fail, ..finding }], None)
         }
     }
 }
 
-fn not_installed(namespace: &str, others: &[String]) -> Finding {
+fn not_installed(namespace: &str, others: &[String], before: bool) -> Finding {
     let message = format!("not installed in the namespace '{namespace}': only what matters before that is checked");
     match others {
-        [] => Finding::skipped(Id::Daemonset, message),
+        [] => Finding::not_yet(Id::Daemonset, message),
+        [other, ..] if before => {
+            Finding::fail(Id::Daemonset, format!("the cluster has a mesh already, in the namespace '{other}'")).hint(
+                format!(
+                    "there is one mesh a cluster: posthouse check --namespace {other}, or 'helm uninstall' it first"
+                ),
+            )
+        }
         [other, ..] => Finding::warn(Id::Daemonset, format!("{message}; but it is in '{other}'")).hint(format!(
             "posthouse check --namespace {other}; a second mesh on the same nodes would find its ports taken"
         )),
@@ -274,6 +364,10 @@ fn why_not_ready(pod: &Pod, last_words: Option<&String>, namespace: &str) -> (St
         let words = last_words.map(|words| format!(": {words}")).unwrap_or_default();
         let hint = match (code, reason) {
             (_, "OOMKilled") => "the chart's value 'resources.limits.memory'".to_owned(),
+            _ if last_words.is_some_and(|words| words.contains(TAKEN)) => {
+                "on the node, 'ss -ltnp' shows which program has the port; 'ports' names pods that declare it"
+                    .to_owned()
+            }
             (64, _) => {
                 format!("a flag or a variable of the DaemonSet is wrong: kubectl -n {namespace} logs {name} --previous")
             }

@@ -29,6 +29,10 @@ pub(crate) struct Script {
     pub(crate) answers: BTreeMap<String, (u16, Value)>,
     /// "verb resource" of reviews; everything else is allowed.
     pub(crate) denied: BTreeSet<&'static str>,
+    /// How it refuses a pod on the host's network, if it does.
+    pub(crate) pod_security: Option<(u16, &'static str)>,
+    /// Its answers have no `Date`.
+    pub(crate) no_date: bool,
     /// Where a pod's ports lead; what is not here refuses connections.
     pub(crate) forwards: BTreeMap<(&'static str, u16), SocketAddr>,
     /// Seconds by which the server's clock is wrong.
@@ -110,6 +114,15 @@ async fn answer(request: Request<Incoming>, script: Arc<Script>) -> Result<Respo
     script.asked.lock().unwrap().push(request.uri().to_string());
     let mut response = if path.ends_with("/portforward") && !script.answers.contains_key(&path) {
         forward(request, &path, &script)
+    } else if request.method() == Method::POST && path.ends_with("/pods") {
+        assert!(request.uri().query().unwrap().contains("dryRun=All"), "nothing is to be created");
+        let pod = request.into_body().collect().await.unwrap().to_bytes();
+        let pod: Value = serde_json::from_slice(&pod).unwrap();
+        assert_eq!(pod["spec"]["hostNetwork"], true);
+        match script.pod_security {
+            Some((code, words)) => json_response(code, &status(code, words)),
+            None => json_response(201, &pod),
+        }
     } else if request.method() == Method::POST {
         let review = request.into_body().collect().await.unwrap().to_bytes();
         json_response(201, &reviewed(serde_json::from_slice(&review).unwrap(), &script))
@@ -117,6 +130,11 @@ async fn answer(request: Request<Incoming>, script: Arc<Script>) -> Result<Respo
         let (code, object) = script.answers.get(&path).cloned().unwrap_or_else(|| (404, status(404, "not found")));
         json_response(code, &object)
     };
+    if script.no_date {
+        // hyper adds one of its own where there is none.
+        response.headers_mut().insert(header::DATE, "unknown".parse().unwrap());
+        return Ok(response);
+    }
     let now = std::time::SystemTime::now();
     let wrong = std::time::Duration::from_secs(script.clock.unsigned_abs());
     let date = if script.clock < 0 { now - wrong } else { now + wrong };
@@ -186,7 +204,11 @@ async fn carry(mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>, p
                         return;
                     }
                 }
-                _ => return,
+                // What was sent must arrive before the end does, so the client ends it.
+                _ => {
+                    while let Some(Ok(_)) = socket.next().await {}
+                    return;
+                }
             },
         }
     }

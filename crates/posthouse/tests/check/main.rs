@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails in a helper fails its test")]
 
 mod api_server;
+mod fake_proxy;
 mod objects;
 
 use std::io::{BufRead, BufReader};
@@ -15,7 +16,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use api_server::{ApiServer, Script, kubeconfig};
-use objects::{DAEMONSET, NAMESPACE, NODES, PODS, bare, crashing, installed, proxy};
+use fake_proxy::FakeProxy;
+use objects::{CLUSTER_ROLE, DAEMONSET, DAEMONSETS, NAMESPACE, NODES, PODS, bare, crashing, installed, proxy};
 
 /// What a run printed and how it ended.
 struct Run {
@@ -103,9 +105,144 @@ async fn what_speaks_against_an_installation() {
     );
     run.has("FAIL  permissions", "you may not create clusterroles.rbac.authorization.k8s.io");
     run.has("FAIL  permissions", "you may not do yourself: watch nodes");
-    run.has("skip  daemonset", "--pre");
+    run.has("skip  daemonset", "not installed in the namespace 'mesh'");
     run.has("FAIL  ports", "a: pod shop/old is on the host's network and declares port 4140");
     run.ends(1, "4 problems, 1 warning (7 checks, 1 skipped)");
+}
+
+#[tokio::test]
+async fn a_mesh_that_is_there_already_is_in_the_way_of_another() {
+    let role = |namespace: &str| {
+        let annotations =
+            json!({"meta.helm.sh/release-name": "posthouse", "meta.helm.sh/release-namespace": namespace});
+        json!({"metadata": {"name": "posthouse", "annotations": annotations}, "rules": []})
+    };
+    let mut script = bare(&["a"]);
+    script.list(DAEMONSETS, &[json!({"metadata": {"name": "posthouse", "namespace": "other"}})]);
+    script.put(CLUSTER_ROLE, role("other"));
+    let server = ApiServer::start(script).await;
+    let run = self::run(&server.kubeconfig(), &["--pre"]).await;
+    run.has("FAIL  daemonset", "the cluster has a mesh already, in the namespace 'other'");
+    run.has(
+        "FAIL  permissions",
+        "the ClusterRole 'posthouse' belongs to the release 'posthouse' in the namespace 'other'",
+    );
+    run.ends(1, "2 problems (9 checks)");
+    let asked = server.asked();
+    let listed = asked.iter().find(|path| path.starts_with(DAEMONSETS)).unwrap();
+    assert!(listed.contains("app.kubernetes.io%2Fname%3Dposthouse"), "{listed}");
+
+    // The same namespace again: an upgrade is no installation, but nothing is in its way.
+    let mut own = proxy("p-a", "a");
+    own["spec"]["containers"][0]["ports"] = json!([{"containerPort": 4140}]);
+    let mut script = installed(&["a"], std::slice::from_ref(&own));
+    script.list(PODS, &[own]);
+    script.put(CLUSTER_ROLE, role("mesh"));
+    let run = check(script, &["--pre"]).await;
+    run.has("skip  daemonset", "installed in the namespace 'mesh' already, and not looked at (--pre)");
+    run.ends(0, "everything is in order for an installation (7 checks, 1 skipped)");
+
+    let mut script = bare(&["a"]);
+    script.forbid(DAEMONSETS);
+    script.forbid(CLUSTER_ROLE);
+    let run = check(script, &["--pre"]).await;
+    run.has("skip  daemonset", "whether another namespace has a mesh cannot be looked at");
+    run.has("skip  permissions", "whether another release has the ClusterRole cannot be looked at");
+    run.ends(0, "no problem found, but 2 checks could not be looked at (7 checks, 1 skipped)");
+}
+
+#[tokio::test]
+async fn a_default_of_the_whole_cluster_is_found_by_trying() {
+    let mut script = bare(&["a"]);
+    script.pod_security = Some((
+        403,
+        "pods \"posthouse-check-x\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces",
+    ));
+    let run = check(script, &["--pre"]).await;
+    run.has("FAIL  namespace", "refuses pods on the host's network, by the cluster's default: pods ");
+    run.has("                   hint: ", "pod-security.kubernetes.io/enforce=privileged");
+    assert_eq!(run.code, 1);
+
+    let mut script = bare(&["a"]);
+    script.pod_security = Some((403, "pods is forbidden: User \"u\" cannot create resource \"pods\""));
+    let run = check(script, &["--pre"]).await;
+    run.has(
+        "ok    namespace",
+        "no label of the namespace 'mesh' forbids pods on the host's network; a cluster-wide default",
+    );
+
+    // There is nothing to try it in; and the namespace that must be made is a permission more.
+    let mut script = bare(&["a"]);
+    script.answers.remove(NAMESPACE);
+    let server = ApiServer::start(script).await;
+    let run = self::run(&server.kubeconfig(), &["--pre"]).await;
+    run.has("ok    namespace", "a cluster-wide default is seen only after the namespace exists");
+    run.has("ok    permissions", "(7 kinds)");
+    assert!(!server.asked().iter().any(|path| path.contains("dryRun")));
+}
+
+#[tokio::test]
+async fn a_namespace_that_cannot_be_read_is_not_taken_for_a_new_one() {
+    let mut script = bare(&["a"]);
+    script.forbid(NAMESPACE);
+    script.denied = ["create namespaces"].into();
+    let run = check(script, &["--pre"]).await;
+    run.has("skip  namespace", "you are not allowed to");
+    run.has("ok    permissions", "you may create what the chart installs (6 kinds)");
+    assert_eq!(run.code, 0, "{}", run.stdout);
+}
+
+#[tokio::test]
+async fn strict_is_for_those_who_want_to_know_of_everything() {
+    let mut script = bare(&["a"]);
+    script.forbid(PODS);
+    assert_eq!(check(script, &["--pre", "--strict"]).await.code, 1, "what could not be looked at");
+    let mut script = bare(&["a"]);
+    script.clock = 30;
+    assert_eq!(check(script, &["--pre", "--strict"]).await.code, 1, "a warning");
+    assert_eq!(check(bare(&["a"]), &["--pre", "--strict"]).await.code, 0, "no mesh yet, as is to be expected");
+}
+
+#[tokio::test]
+async fn an_api_server_that_does_not_tell_the_time_is_no_clock() {
+    let proxy_a = FakeProxy::start(json!([])).await;
+    let mut script = proxy_a.script();
+    script.no_date = true;
+    let run = check(script, &[]).await;
+    run.has("skip  clock", "no clock can be compared");
+    assert_eq!(run.stdout.matches("clock ").count(), 2, "one line: {}", run.stdout);
+}
+
+#[tokio::test]
+async fn links_are_good_only_when_they_were_tried() {
+    let peer = |node: &str| json!({"node": node, "address": "10.0.0.2:4141", "ready": true, "this_node": node == "a"});
+    let proxy_a = FakeProxy::start(json!([peer("a"), peer("b")])).await;
+    let run = check(proxy_a.script(), &["--node=a"]).await;
+    run.has("skip  links", "a: not tried yet: no request has crossed to node b");
+    run.has("                   hint: ", "--url of a Service with pods on each node tries them");
+    assert_eq!(proxy_a.requests(), 0);
+    assert!(!run.stdout.contains("in order"), "{}", run.stdout);
+
+    let run = check(proxy_a.script(), &["--node=a", "--url=http://web.shop/"]).await;
+    run.has("ok    links", "a: there is no other proxy");
+    run.has("ok    probe", "a: GET http://web.shop/: 200 OK");
+    assert_eq!(proxy_a.requests(), FakeProxy::OPENS_LINKS, "no more than it takes");
+
+    // A Service without pods elsewhere opens no link, however often it is asked.
+    let nowhere = FakeProxy::start_unlinked(json!([peer("a"), peer("b")])).await;
+    let run = check(nowhere.script(), &["--node=a", "--url=http://web.shop/"]).await;
+    run.has("skip  links", "a: not tried yet: no request has crossed to node b");
+    assert_eq!(nowhere.requests(), 24);
+}
+
+#[tokio::test]
+async fn another_program_on_the_port_is_known_with_a_url_too() {
+    let proxy_a = FakeProxy::start(json!([])).await;
+    let mut script = proxy_a.script();
+    script.forwards.insert(("p-a", 4140), proxy_a.admin);
+    let run = check(script, &["--url=http://web.shop/"]).await;
+    run.has("FAIL  probe", "a: what answers on its outbound port is no posthouse (404 Not Found)");
+    assert!(!run.stdout.contains("GET http://web.shop/"), "nobody is there to send it through: {}", run.stdout);
 }
 
 #[tokio::test]
@@ -140,7 +277,7 @@ async fn who_may_see_little_is_told_what_is_missing() {
     run.has("skip  namespace", "you are not allowed to");
     run.has("skip  ports", "other pods' ports cannot be looked at");
     run.has("                   hint: ", "you need the permission to list pods of all namespaces");
-    run.ends(0, "everything is in order for an installation (5 checks, 3 skipped)");
+    run.ends(0, "no problem found, but 2 checks could not be looked at (5 checks, 1 skipped)");
 
     let mut script = bare(&["a"]);
     script.forbid(DAEMONSET);
@@ -171,8 +308,9 @@ async fn a_daemonset_that_is_not_complete() {
     run.has("FAIL  daemonset", "a: no ready proxy: pod p-a ended (exit code 1, 4 restarts): ");
     run.has("FAIL  daemonset", "b: no ready proxy: pod p-b ended (exit code 64, 4 restarts)");
     run.has("FAIL  daemonset", "c: no ready proxy: it has no pod: Error creating: quota exceeded");
-    run.has("FAIL  ports", "a: the proxy found a port taken: ");
-    run.ends(1, "5 problems (11 checks)");
+    run.has("                   hint: ", "on the node, 'ss -ltnp' shows which program has the port");
+    run.has("ok    ports", "what a proxy found taken has a program of the node itself");
+    run.ends(1, "4 problems (11 checks)");
     let asked = server.asked();
     let log = asked.iter().find(|path| path.contains("/p-a/log")).unwrap();
     assert!(log.contains("previous=true"), "the container waits to begin again: {log}");
@@ -299,7 +437,7 @@ async fn many_nodes_of_which_none_can_be_asked_are_given_up() {
     );
     let forwards = server.asked().iter().filter(|path| path.contains("/portforward")).count();
     assert!(forwards < 30, "{forwards} were asked");
-    assert_eq!(run.code, 0, "nothing is known to be wrong: {}", run.stdout);
+    run.ends(0, "no problem found, but 60 checks could not be looked at (66 checks)");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,7 +455,7 @@ async fn one_node_is_enough_when_one_is_asked_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn json_is_one_object() {
     let real = Proxy::start();
-    let run = check(script_with(&real, &["a"], &[proxy("p-a", "a")]), &["--output=json"]).await;
+    let run = check(script_with(&real, &["a"], &[proxy("p-a", "a")]), &["--output=json", "--strict"]).await;
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(run.code, 0, "{}", run.stdout);
     assert_eq!((&report["verdict"], &report["mode"]), (&json!("ok"), &json!("installed")));

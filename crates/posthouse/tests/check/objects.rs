@@ -6,6 +6,8 @@ use crate::api_server::Script;
 
 pub(crate) const NAMESPACE: &str = "/api/v1/namespaces/mesh";
 pub(crate) const DAEMONSET: &str = "/apis/apps/v1/namespaces/mesh/daemonsets/posthouse";
+pub(crate) const DAEMONSETS: &str = "/apis/apps/v1/daemonsets";
+pub(crate) const CLUSTER_ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/posthouse";
 pub(crate) const PROXIES: &str = "/api/v1/namespaces/mesh/pods";
 pub(crate) const PODS: &str = "/api/v1/pods";
 pub(crate) const NODES: &str = "/api/v1/nodes";
@@ -20,7 +22,7 @@ pub(crate) fn bare(nodes: &[&str]) -> Script {
         script.put(&format!("{NODES}/{}", node["metadata"]["name"].as_str().unwrap()), node.clone());
     }
     script.list(PODS, &[]);
-    script.list("/apis/apps/v1/daemonsets", &[]);
+    script.list(DAEMONSETS, &[]);
     script.put(NAMESPACE, json!({"metadata": {"name": "mesh"}}));
     script
 }

@@ -57,6 +57,13 @@ pub(super) struct Peers {
     pub(super) peers: Vec<Peer>,
 }
 
+impl Peers {
+    /// Those that a link may lead to.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| !peer.this_node && peer.ready)
+    }
+}
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Peer {
@@ -67,12 +74,19 @@ pub(super) struct Peer {
     pub(super) link: Option<Link>,
 }
 
+impl Peer {
+    /// Nobody has tried to reach it, or the first attempt is under way: links are opened when a request needs one.
+    pub(super) fn is_untried(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.connections == 0 && link.opened == 0 && link.last_error.is_none())
+    }
+}
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Link {
     pub(super) connections: u64,
     pub(super) opened: u64,
-    pub(super) failures: u64,
+    /// Of the last attempt, when it failed.
     pub(super) last_error: Option<String>,
 }
 

@@ -4,7 +4,12 @@
 
 use serde_json::{Value, json};
 
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
 use super::super::Verdict;
+use super::super::api::Trouble;
 use super::answers::ProxyStatus;
 use super::*;
 
@@ -28,7 +33,7 @@ fn answers(node: &str, admin: Result<Admin, Trouble>) -> NodeAnswers {
         "posthouse; error=destination_not_found; details=\"x\"".parse().unwrap(),
     )]);
     let probe = Probe { status: StatusCode::INTERNAL_SERVER_ERROR, headers, took: Duration::from_millis(2) };
-    NodeAnswers { node: node.into(), pod: format!("pod-{node}"), admin, probe: Ok(probe) }
+    NodeAnswers { node: node.into(), pod: format!("pod-{node}"), admin, outbound: Ok(probe), url: None }
 }
 
 fn node(name: &str) -> Node {
@@ -144,14 +149,21 @@ fn every_node_must_know_and_reach_the_others() {
     let never = json!({"connections": 0, "streams": 0, "opened": 0, "failures": 3, "last_error": "timed out"});
     let lost = json!({"connections": 0, "opened": 2, "failures": 1, "last_error": "reset"});
     let mended = json!({"connections": 1, "opened": 2, "failures": 9, "last_error": "reset"});
+    // A refusal while the peer was replaced, long ago: the next attempt wiped it out, and then the link was not needed.
+    let idle = json!({"connections": 0, "opened": 2, "failures": 1, "last_error": null});
+    let begun = json!({"connections": 0, "opened": 0, "failures": 0, "last_error": null});
 
     let alone = judge(json!([peer("a", Value::Null)]), &["a"]);
     assert_eq!(alone, [Finding::ok(Id::Links, "there is no other proxy")]);
-    let good = judge(json!([peer("a", Value::Null), peer("b", mended), peer("c", Value::Null)]), &["a", "b", "c"]);
-    assert_eq!(good, [Finding::ok(Id::Links, "knows the proxies of 2 other nodes, and no link to them fails")]);
+    let good = judge(json!([peer("a", Value::Null), peer("b", mended), peer("c", idle.clone())]), &["a", "b", "c"]);
+    assert_eq!(good, [Finding::ok(Id::Links, "knows the proxies of 2 other nodes, and reached each of them")]);
+    let good = judge(json!([peer("b", idle.clone())]), &["a", "b"]);
+    assert_eq!(good, [Finding::ok(Id::Links, "knows the proxy of 1 other node, and reached it")]);
     for (peers, verdict, word) in [
         (json!([peer("a", Value::Null)]), Verdict::Fail, "does not know that node b has one"),
         (json!([{"node": "b", "ready": false}]), Verdict::Fail, "does not know that node b has one"),
+        (json!([peer("b", Value::Null)]), Verdict::Skipped, "not tried yet: no request has crossed to node b"),
+        (json!([peer("b", begun.clone())]), Verdict::Skipped, "not tried yet: no request has crossed to node b"),
         (json!([peer("b", never)]), Verdict::Fail, "never reached the proxy of b at 10.0.0.2:4141: timed out"),
         (json!([peer("b", lost)]), Verdict::Warn, "no connection to the proxy of b now; what failed last: reset"),
     ] {
@@ -160,6 +172,9 @@ fn every_node_must_know_and_reach_the_others() {
         assert_eq!(findings[0].verdict, verdict, "{word}");
         assert!(findings[0].message.contains(word) && findings[0].hint.is_some(), "{}", findings[0].message);
     }
+    let some = judge(json!([peer("b", idle), peer("c", Value::Null), peer("d", begun)]), &["a", "b", "c", "d"]);
+    assert_eq!(some.len(), 1, "what was not looked at is never good: {some:?}");
+    assert!(some[0].verdict == Verdict::Skipped && some[0].message.ends_with("to node c and 1 more"), "{some:?}");
     assert!(judge(json!([]), &["a", "b", "c", "d"])[0].message.contains("node b and 2 more has"), "many are counted");
 }
 
@@ -193,7 +208,8 @@ fn an_answer_through_a_node_is_judged_by_who_gave_it() {
         (404, None, true, Verdict::Ok, "404"),
         (502, None, true, Verdict::Warn, "the application itself answers 502"),
     ] {
-        let finding = judge_probe(&probe(status, said), with_url.then_some(&url));
+        let probe = probe(status, said);
+        let finding = if with_url { judge_request(&probe, &url) } else { judge_outbound(&probe) };
         assert_eq!(finding.verdict, verdict, "{status} {said:?}");
         assert!(finding.message.contains(word), "{word}: {}", finding.message);
     }
@@ -203,14 +219,14 @@ fn an_answer_through_a_node_is_judged_by_who_gave_it() {
 fn a_node_that_cannot_be_asked_is_told_once() {
     let refused = Trouble::Forbidden("no".into());
     let mut answer = answers("a", Err(refused.clone()));
-    answer.probe = Err(refused);
+    answer.outbound = Err(refused);
     let all = [answer, answers("b", Ok(admin(config("b"))))];
     let findings = unreachable(&all);
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].verdict, Verdict::Skipped, "nothing is known of that node");
     assert!(findings[0].hint.as_deref().unwrap().contains("pods/portforward"));
     assert_eq!(probes(&all, None).len(), 1, "only of b");
-    assert_eq!(clocks(&all, 0.0).len(), 1);
+    assert_eq!(clocks(&all, Some(0.0)).len(), 1);
     let summary = summary(&all);
     assert_eq!((summary[0].ready, summary[1].ready), (None, Some(true)));
 }
@@ -219,9 +235,14 @@ fn a_node_that_cannot_be_asked_is_told_once() {
 fn a_nodes_clock_is_held_against_the_api_servers() {
     let mut late = admin(config("a"));
     late.ahead = Some(-20.0);
-    let finding = &clocks(&[answers("a", Ok(late))], 1.0)[0];
+    let all = [answers("a", Ok(late))];
+    let finding = &clocks(&all, Some(1.0))[0];
     assert_eq!(finding.verdict, Verdict::Warn);
     assert!(finding.message.contains("21 s behind"), "{}", finding.message);
+    assert_eq!(clocks(&all, None), [], "not against this machine's, which may be wrong itself");
+    let mut silent = admin(config("a"));
+    silent.ahead = None;
+    assert_eq!(clocks(&[answers("a", Ok(silent))], Some(1.0))[0].verdict, Verdict::Skipped);
 }
 
 #[test]

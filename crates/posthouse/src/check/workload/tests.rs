@@ -191,10 +191,11 @@ fn a_rollout_that_hangs_leaves_the_old_proxy_serving() {
 
 #[test]
 fn pod_security_decides_whether_host_network_is_let_in() {
-    let of = |labels: Value| {
+    let tried = |labels: Value, tried: Result<(), Trouble>| {
         let object = serde_json::from_value(json!({"metadata": {"name": "mesh", "labels": labels}})).unwrap();
-        namespace(&Ok(object), "mesh")
+        namespace(&Ok(object), "mesh", &Some(tried))
     };
+    let of = |labels: Value| tried(labels, Ok(()));
     let label = "pod-security.kubernetes.io/enforce";
     for level in ["baseline", "restricted"] {
         let finding = of(json!({label: level}));
@@ -205,8 +206,31 @@ fn pod_security_decides_whether_host_network_is_let_in() {
     for labels in [json!({label: "privileged"}), json!({}), json!({"pod-security.kubernetes.io/warn": "restricted"})] {
         assert_eq!(of(labels.clone()).verdict, Verdict::Ok, "{labels}");
     }
-    assert_eq!(namespace(&Err(Trouble::Missing), "mesh").verdict, Verdict::Ok);
-    assert_eq!(namespace(&Err(Trouble::Forbidden("no".into())), "mesh").verdict, Verdict::Skipped);
+    let missing = namespace(&Err(Trouble::Missing), "mesh", &None);
+    assert!(
+        missing.verdict == Verdict::Ok && missing.message.contains("only after the namespace exists"),
+        "{missing:?}"
+    );
+    assert_eq!(namespace(&Err(Trouble::Forbidden("no".into())), "mesh", &None).verdict, Verdict::Skipped);
+
+    let violates = "pods \"posthouse-check-x\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces";
+    let by_default = tried(json!({}), Err(Trouble::Forbidden(violates.into())));
+    assert_eq!(by_default.verdict, Verdict::Fail);
+    assert!(by_default.message.contains("by the cluster's default"), "{}", by_default.message);
+    assert!(by_default.hint.unwrap().ends_with("enforce=privileged"));
+    for words in ["admission webhook \"x\" denied the request: no", "ValidatingAdmissionPolicy 'x' denied request: no"]
+    {
+        assert_eq!(tried(json!({}), Err(Trouble::Other(words.into()))).verdict, Verdict::Warn, "{words}");
+    }
+    let unseen = tried(json!({}), Err(Trouble::Forbidden("User \"u\" cannot create resource \"pods\"".into())));
+    assert_eq!(unseen.verdict, Verdict::Ok);
+    assert!(unseen.message.starts_with("no label of the namespace 'mesh' forbids"), "{}", unseen.message);
+    assert!(unseen.message.contains("default was not seen"), "{}", unseen.message);
+    let labelled = tried(json!({label: "privileged"}), Err(Trouble::Slow(std::time::Duration::from_secs(1))));
+    assert!(
+        labelled.verdict == Verdict::Ok && !labelled.message.contains("default"),
+        "the label decides: {labelled:?}"
+    );
 }
 
 #[test]
@@ -255,8 +279,11 @@ fn ports_are_those_of_the_daemonset() {
 
 #[test]
 fn a_wrong_namespace_is_told_from_no_installation() {
-    assert_eq!(not_installed("mesh", &[]).verdict, Verdict::Skipped);
-    let finding = not_installed("mesh", &["other".to_owned()]);
+    let none = not_installed("mesh", &[], false);
+    assert!(none.verdict == Verdict::Skipped && none.usual);
+    let planned = not_installed("mesh", &["other".to_owned()], true);
+    assert!(planned.verdict == Verdict::Fail && planned.message.ends_with("in the namespace 'other'"), "{planned:?}");
+    let finding = not_installed("mesh", &["other".to_owned()], false);
     assert_eq!(finding.verdict, Verdict::Warn);
     assert!(finding.hint.unwrap().contains("--namespace other"));
 }
