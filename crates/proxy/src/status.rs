@@ -63,6 +63,6 @@ pub struct LinkStatus {
     pub opened: u64,
     /// Attempts to connect that failed.
     pub failures: u64,
-    /// The last failure in words.
+    /// The last failure in words, until a link opens again.
     pub last_error: Option<String>,
 }
