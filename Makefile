@@ -42,6 +42,7 @@ check: setup ## Formatting, lints, documentation, licences and sources of depend
 	cargo fmt --all -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
+	.ci/links
 	.ci/deny
 
 setup:

@@ -2,19 +2,19 @@
 # run.sh [pytest's arguments]: the tests on a real cluster; what `make e2e` runs.
 #   E2E_CLUSTER=own (default)   brings up e2e/cluster on this machine (root) and takes it down at the end, whatever happens;
 #                               E2E_KEEP=1 leaves it up for a look.
-#   E2E_CLUSTER=existing        uses the cluster of KUBECONFIG (kind, k3d, ...): docs/e2e.md says how to load the images.
+#   E2E_CLUSTER=existing        uses the cluster of KUBECONFIG (kind, k3d, ...): docs/install.md says how to load the images.
 # Images: those that `make image` wrote to target/image, which it is asked to do unless E2E_IMAGES names a folder with them.
 # The last line is `N passed, N failed`; the measured numbers stand above it and in target/e2e/report.json.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd); root=$(cd "$here/../.." && pwd)
 cluster=${E2E_CLUSTER:-own}
-images=${E2E_IMAGES:-}
+images=${E2E_IMAGES:+$(cd "$E2E_IMAGES" && pwd)}
 if [ -z "$images" ]; then
     make -C "$root" --no-print-directory image
     images=${CARGO_TARGET_DIR:-$root/target}/image
 fi
 bin=$("$root/e2e/cluster/build.sh")
-"$root/e2e/cluster/kube/grpcclient/image.sh" "$images/grpc-client.tar"
+[ -n "${E2E_IMAGES:-}" ] && [ -f "$images/grpc-client.tar" ] || "$root/e2e/cluster/kube/grpcclient/image.sh" "$images/grpc-client.tar"
 export HELM=$bin/helm KUBECTL=$bin/kubectl E2E_CLUSTER=$cluster E2E_IMAGES=$images
 venv=$("$here/venv.sh")
 
