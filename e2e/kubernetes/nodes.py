@@ -15,8 +15,8 @@ def sh(script, check=True, timeout=120):
     return kube.run("bash", "-c", f". {CLUSTER}/lib.sh; {script}", check=check, timeout=timeout).stdout
 
 
-def stop_api():
-    sh("stop kube-apiserver")
+def stop_api(signal="TERM"):
+    sh(f"stop kube-apiserver {signal}")
 
 
 def start_api():

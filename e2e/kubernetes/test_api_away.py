@@ -1,4 +1,5 @@
-"""The API server stopped for a minute under load, with pods that die meanwhile and a proxy that is restarted."""
+"""The API server away under load: killed for a minute, with pods that die meanwhile and a proxy that is restarted; and stopped in
+good order, which empties the endpoints of its own Service."""
 
 import os
 import signal
@@ -20,7 +21,8 @@ def test_a_minute_without_the_api_server(mesh, report):
     with mesh.load("away", "--url", "http://abrupt.shop/") as load, kube.api() as api:
         time.sleep(12)    # each proxy writes its snapshot at most every 10 s
         begin = time.time()
-        nodes.stop_api()
+        # Killed, so that the endpoints of its own Service stay: what is measured is our way back, not kube-proxy's.
+        nodes.stop_api("KILL")
         try:
             killed = 0
             for turn in range(5):
@@ -56,6 +58,22 @@ def test_a_minute_without_the_api_server(mesh, report):
         assert all(value > AWAY - 15 for number, value in ages.items()), ages
         late = [failure for failure in gap.failures if failure[0] > served + 1]
         assert not late, late[:5]
+
+
+def test_the_proxies_need_no_kube_proxy_when_they_know_the_servers_address(mesh, report):
+    """With kubernetesApi.host. Stopped in good order, the API server removes itself from the Service `kubernetes`, and kube-proxy takes up to
+    half a minute to know it again."""
+    mesh.install("--set", "kubernetesApi.host=10.77.0.1")
+    kube.rolled_out("ds/posthouse", mesh.NAMESPACE)
+    try:
+        with kube.api() as api:
+            nodes.stop_api()
+            time.sleep(20)
+            nodes.start_api()
+            write_then_see(api, time.time(), report)
+    finally:
+        mesh.install()
+        kube.rolled_out("ds/posthouse", mesh.NAMESPACE)
 
 
 def metrics(number):

@@ -139,8 +139,11 @@ fn every_flag_is_set_by_the_chart_or_left_alone_on_purpose() {
         "POSTHOUSE_METRICS_LISTEN",
     ];
     let text = template("daemonset.yaml");
-    let set: BTreeSet<&str> =
-        text.lines().filter_map(|line| line.trim().strip_prefix("- name: ")).filter(|n| n.contains('_')).collect();
+    let set: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- name: "))
+        .filter(|n| n.starts_with("POSTHOUSE_"))
+        .collect();
     let flags = flags();
     let known: BTreeSet<&str> = flags.iter().map(|flag| flag.variable.as_str()).collect();
     for variable in &set {
