@@ -18,8 +18,8 @@ FROM scratch AS demo-app
 LABEL org.opencontainers.image.title="Posthouse demo workloads" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /out/posthouse-demo-app /app
-# Nobody's number, since a cluster that asks for runAsNonRoot cannot judge a name.
-USER 65532:65532
+# A number of our own, the chart's, since a cluster that asks for runAsNonRoot cannot judge a name.
+USER 41404:41404
 ENTRYPOINT ["/app"]
 
 FROM scratch AS posthouse
@@ -31,5 +31,5 @@ LABEL org.opencontainers.image.title="Posthouse" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /out/posthouse /posthouse
-USER 65532:65532
+USER 41404:41404
 ENTRYPOINT ["/posthouse"]

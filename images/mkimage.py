@@ -19,8 +19,8 @@ import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
-# Nobody's user, as distroless images have it: a cluster that asks for runAsNonRoot wants a number.
-USER = "65532:65532"
+# A user of our own, the one of the chart: a cluster that asks for runAsNonRoot wants a number.
+USER = "41404:41404"
 # ELF's e_machine (offset 18) and what images call it.
 ARCHITECTURES = {62: "amd64", 183: "arm64"}
 PT_INTERP = 3

@@ -68,7 +68,7 @@ class Image(unittest.TestCase):
     def test_the_program_runs_as_nobody(self):
         config, layer = self.config_and_layer(build(labels={"org.opencontainers.image.title": "web"}))
         self.assertEqual((config["os"], config["architecture"], config["created"]), ("linux", "amd64", "2023-11-14T22:13:20Z"))
-        self.assertEqual(config["config"]["User"], "65532:65532")
+        self.assertEqual(config["config"]["User"], "41404:41404")
         self.assertEqual(config["config"]["Entrypoint"], ["/web"])
         self.assertEqual(config["config"]["Labels"], {"org.opencontainers.image.title": "web"})
         files = {name: (entry.mode, entry.uid, entry.isdir()) for name, (entry, _) in unpack(layer).items()}

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -16,7 +16,7 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Sends events of `filter` (checked with the command line) to stderr.
 pub(crate) fn install(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter: Targets = filter.parse()?;
+    let filter = targets(filter)?;
     let to_stderr = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let layer = match format {
         LogFormat::Text => to_stderr.boxed(),
@@ -24,6 +24,14 @@ pub(crate) fn install(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
     Ok(())
+}
+
+/// The Kubernetes client logs each failed request as an error; discovery tells of an outage once, and of its end. Who asks for
+/// `kube_client` gets it.
+fn targets(filter: &str) -> anyhow::Result<Targets> {
+    let targets: Targets = filter.parse()?;
+    let quiet = !filter.contains("kube_client");
+    Ok(if quiet { targets.with_target("kube_client", LevelFilter::OFF) } else { targets })
 }
 
 /// Panics become one log line and a count instead of the several lines that the standard library writes.
@@ -49,6 +57,15 @@ fn message<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kubernetes_client_is_quiet_unless_it_is_asked_for() {
+        let errors =
+            |filter| targets(filter).unwrap().would_enable("kube_client::client::builder", &tracing::Level::ERROR);
+        assert!(!errors("info") && !errors("debug,posthouse_proxy=trace"));
+        assert!(errors("info,kube_client=debug"));
+        assert!(targets("info").unwrap().would_enable("posthouse::run", &tracing::Level::INFO));
+    }
 
     #[test]
     fn a_panic_is_counted_and_stays_in_its_task() {
