@@ -95,8 +95,8 @@ async fn serve(
     warn_of_foreign_node(&config, &directory);
     let workers = Workers::start(&proxy, config.workers, &config.outbound_listen, config.link_listen)
         .map_err(anyhow::Error::from)?;
-    drop(binding);
     let metrics = control.serve_metrics(config.metrics_listen)?;
+    drop(binding);
     let size = directory.load().size();
     tracing::info!(
         outbound = ?workers.outbound_addresses(),
