@@ -45,7 +45,9 @@ pub(crate) const VERSION: &str = concat!(
 #[derive(Debug, Parser)]
 #[command(name = "posthouse", version = VERSION, max_term_width = 110, subcommand_required = true)]
 #[command(disable_help_subcommand = true)]
-#[command(after_help = "Start with 'posthouse run --help'.")]
+#[command(
+    after_help = "On a cluster: 'posthouse check --pre', then helm install; for an application: 'posthouse env'."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

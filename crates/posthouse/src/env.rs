@@ -249,8 +249,27 @@ mod tests {
             let flag = format!("--no-proxy={name}");
             assert!(Cli::try_parse_from(["posthouse", "env", &flag]).is_err(), "{name:?}");
         }
-        for name in ["example.com", ".example.com", "10.0.0.0/8", "fd00::1", "host:8080", "my_host"] {
+        for name in ["example.com", ".example.com", "10.0.0.0/8", "fd00::1", "192.0.2.7", "my_host"] {
             args(&["--no-proxy", name]);
+        }
+        for (text, name) in [
+            ("https://foo.com/", "foo.com"),
+            ("http://foo.com:8080/a?b", "foo.com"),
+            ("foo.com/a", "foo.com"),
+            ("foo:8080", "foo"),
+            ("192.0.2.7:80", "192.0.2.7"),
+            ("10.0.0.0/33", "10.0.0.0"),
+        ] {
+            let error = Cli::try_parse_from(["posthouse", "env", "--no-proxy", text]).unwrap_err().to_string();
+            let wanted = format!("write the name alone, {name}, without scheme, path or port");
+            assert!(error.contains(&wanted), "{text}: {error}");
+        }
+        for text in ["fd00::/8", "https://", "://", "https://u@foo.com"] {
+            assert!(Cli::try_parse_from(["posthouse", "env", "--no-proxy", text]).is_err(), "{text}");
+        }
+        for format in [&["--container=app"][..], &["--container=app", "--format=yaml"]] {
+            let argv = ["posthouse", "env"].iter().chain(format);
+            assert!(Cli::try_parse_from(argv).is_err(), "the container would be ignored: {format:?}");
         }
         assert!(Cli::try_parse_from(["posthouse", "env", "--format=patch"]).is_err(), "which container?");
         assert!(Cli::try_parse_from(["posthouse", "env", "--port=0"]).is_err());

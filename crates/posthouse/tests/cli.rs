@@ -48,11 +48,13 @@ fn the_help_shows_every_variable_and_its_groups() {
 fn what_is_wrong_is_said_on_one_line_with_exit_code_64() {
     let node = ["--node-name=a", "--node-ip=127.0.0.1"];
     let cases: &[(&[&str], &str)] = &[
-        (&[], "posthouse run --help"),
+        (&[], "'posthouse --help' lists them"),
         (&["walk"], "'walk'"),
         (&["run"], "--node-name"),
         (&["run", "--frobnicate"], "'--frobnicate'"),
         (&["env", "--frobnicate"], "'posthouse env --help'"),
+        (&["env", "--container=app"], "--format patch"),
+        (&["env", "--no-proxy=https://foo.com/"], "write the name alone, foo.com, without scheme, path or port"),
         (&["run", node[0], node[1], "--tls=node"], "--tls"),
         (&["run", node[0], node[1], "--source=dir:/nonexistent/manifests"], "/nonexistent/manifests"),
         (&["run", node[0], node[1], "--source=dir:/proc/version"], "/proc/version"),

@@ -1,10 +1,51 @@
 //! The flags of `posthouse env`.
 
-use clap::{Args, ValueEnum};
+use std::ops::Deref;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 
 use super::values;
 
-/// The flags of `posthouse env`; none has an environment variable, since a person types them.
+/// The flags of `posthouse env`, checked: clap knows no flag that only one value of another admits.
+#[derive(Debug)]
+pub(crate) struct EnvArgs(EnvFlags);
+
+impl Deref for EnvArgs {
+    type Target = EnvFlags;
+
+    fn deref(&self) -> &EnvFlags {
+        &self.0
+    }
+}
+
+impl FromArgMatches for EnvArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let flags = EnvFlags::from_arg_matches(matches)?;
+        if flags.container.is_some() && flags.format != EnvFormat::Patch {
+            let why = "--container is for --format patch; an env list is of no container";
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, why));
+        }
+        Ok(Self(flags))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for EnvArgs {
+    fn augment_args(command: Command) -> Command {
+        EnvFlags::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        EnvFlags::augment_args_for_update(command)
+    }
+}
+
+/// The flags themselves; none has an environment variable, since a person types them.
 #[derive(Args, Debug)]
 #[command(
     max_term_width = 110,
@@ -12,7 +53,7 @@ use super::values;
     posthouse env --no-proxy api.example.com,.corp.example\n  \
     kubectl patch deployment web --patch \"$(posthouse env --format patch --container app)\""
 )]
-pub(crate) struct EnvArgs {
+pub(crate) struct EnvFlags {
     /// What is printed: 'yaml', a container's env list, or 'patch', a patch of a workload
     ///
     /// The patch is for 'kubectl patch' of a Deployment, StatefulSet or DaemonSet and needs --container. It replaces what
@@ -36,8 +77,8 @@ pub(crate) struct EnvArgs {
 
     /// More names that are called directly, without the proxy: those outside the cluster, above all
     ///
-    /// Separated by commas; the flag may be repeated. A leading dot means all names below one. An IPv4 address may have a
-    /// prefix length, which not every client understands.
+    /// Separated by commas; the flag may be repeated. Names alone, without scheme, path or port. A leading dot means all
+    /// names below one. An IPv4 address may have a prefix length, which not every client understands.
     ///
     /// [default: none]
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::no_proxy)]

@@ -11,7 +11,7 @@ use super::Cli;
 /// Turns clap's error into one line without a line end.
 pub(crate) fn one_line(error: &clap::Error, argv: &[OsString]) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "no command is given; start with 'posthouse run --help'".into();
+        return "no command is given; 'posthouse --help' lists them".into();
     }
     let rendered = error.render().to_string();
     let mut words: Vec<&str> = Vec::new();

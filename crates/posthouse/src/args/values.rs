@@ -1,7 +1,7 @@
 //! How the values of single flags are read. Each error says what is wrong and shows what would be right, since it is
 //! all that a newcomer sees.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -52,16 +52,32 @@ pub(super) fn domain(text: &str) -> Result<String, String> {
 }
 
 /// A name, an address or an IPv4 network as it stands in NO_PROXY. Only what all programs take for the same: no wildcards
-/// (curl, Python and gRPC do not know them) and no brackets (Python's httpx fails on them).
+/// (curl, Python and gRPC do not know them), no brackets and no IPv6 networks (Python's httpx fails on them), no ports (a
+/// name with one matches nothing in some).
 pub(super) fn no_proxy(text: &str) -> Result<String, String> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b".-_:/".contains(&b);
+    const HELP: &str = "write a name or an address, as in api.example.com, .example.com or 192.0.2.7";
+    let good = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    let host = text.split_once("://").map_or(text, |(_, rest)| rest);
     match text {
         "" => Err("an empty name; write names with commas between them, without spaces".into()),
-        text if text.bytes().all(good) => Ok(text.to_owned()),
-        text if text.contains('[') => Err("write an IPv6 address without brackets, as in fd00::1".into()),
-        text if text.contains('*') => Err("write .example.com for every name below example.com".into()),
-        _ => Err("write a name or an address, as in api.example.com, .example.com or 192.0.2.7".into()),
+        text if text.bytes().all(good) || text.parse::<Ipv6Addr>().is_ok() || ipv4_network(text) => Ok(text.to_owned()),
+        _ if host.contains('[') => Err("write an IPv6 address without brackets, as in fd00::1".into()),
+        _ if host.contains('*') => Err("write .example.com for every name below example.com".into()),
+        _ => match host.split(['/', ':', '?', '#']).next() {
+            _ if host.matches(':').count() > 1 => Err("write an IPv6 address alone, as in fd00::1".into()),
+            Some(name) if name.len() < text.len() && !name.is_empty() && name.bytes().all(good) => {
+                Err(format!("write the name alone, {name}, without scheme, path or port"))
+            }
+            _ => Err(HELP.into()),
+        },
     }
+}
+
+/// Whether this is an IPv4 address with a prefix length.
+fn ipv4_network(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(address, length)| {
+        address.parse::<Ipv4Addr>().is_ok() && length.parse().is_ok_and(|bits: u8| bits <= 32)
+    })
 }
 
 /// A number of threads.

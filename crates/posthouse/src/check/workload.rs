@@ -43,7 +43,7 @@ pub(super) async fn try_host_network(
         "spec": {
             "hostNetwork": true,
             "automountServiceAccountToken": false,
-            "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 41404, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{
                 "name": "posthouse",
                 "image": "posthouse.invalid/check:none",
@@ -74,10 +74,11 @@ pub(super) fn namespace(
             return Finding::ok(
                 Id::Namespace,
                 format!(
-                    "there is no namespace '{name}' yet ('helm install --create-namespace'): no label forbids pods on the host's \
-                     network; a cluster-wide default is seen only after the namespace exists"
+                    "there is no namespace '{name}' yet: no label forbids pods on the host's network; a cluster-wide default \
+                     is seen only after the namespace exists, and 'helm install --create-namespace' sets no label against it"
                 ),
-            );
+            )
+            .hint(format!("kubectl create namespace {name} && kubectl label namespace {name} {LEVEL}=privileged"));
         }
         Err(trouble) => return trouble.finding(Id::Namespace, &format!("the namespace '{name}'"), "get namespaces"),
     };
