@@ -214,11 +214,20 @@ def test_values_reach_the_program():
         "POSTHOUSE_LOG": "info,posthouse_proxy=debug",
         "POSTHOUSE_LOG_FORMAT": "json",
         "POSTHOUSE_TLS": "off",
-        "KUBERNETES_SERVICE_HOST": "192.0.2.1",
+        "RUST_BACKTRACE": "1",
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "KUBERNETES_SERVICE_PORT": "443",
     }
     assert wanted.items() <= variables.items()
     assert "POSTHOUSE_WORKERS" not in env(), "by default the program counts the cores itself"
     assert "POSTHOUSE_SNAPSHOT" in env() and "POSTHOUSE_SNAPSHOT" not in env("--set", "snapshot.enabled=false")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "fd00::1", "::1", "api.example.com"])
+def test_another_address_of_the_api_server(host):
+    variables = env("--set", f"kubernetesApi.host={host}")
+    assert (variables["KUBERNETES_SERVICE_HOST"], variables["KUBERNETES_SERVICE_PORT"]) == (host, "6443")
+    assert "KUBERNETES_SERVICE_PORT" not in env("--set", "kubernetesApi.port=443"), "the port is used with host only"
 
 
 def test_a_digest_wins_over_the_tag():
@@ -310,6 +319,12 @@ def test_scrape_annotations_stand_beside_those_of_the_values():
         ("updateStrategy.rollingUpdate.maxSurge=0", ["updateStrategy.rollingUpdate", "maxSurge (0)", "maxUnavailable (0)"]),
         ("updateStrategy.rollingUpdate.maxUnavailable=10%", ["updateStrategy.rollingUpdate", "maxUnavailable (10%)"]),
         ('extraEnv=[{"name":"POSTHOUSE_LOG","value":"x"}]', ["extraEnv[0].name", "POSTHOUSE_LOG"]),
+        ('extraEnv=[{"name":"A","value":""},{"name":"KUBERNETES_SERVICE_HOST","value":"x"}]', ["extraEnv[1].name", "kubernetesApi.host"]),
+        ('extraEnv=[{"name":"KUBERNETES_SERVICE_PORT","value":"1"}]', ["extraEnv[0].name", "kubernetesApi.port"]),
+        ("image.repository=registry.example:5000/mesh/posthouse:v1", ["image.repository", "the tag goes to image.tag"]),
+        ("image.repository=posthouse:v1", ["image.repository", "the tag goes to image.tag"]),
+        ("kubernetesApi.host=10.0.0.1:6443", ["kubernetesApi.host", "the port goes to kubernetesApi.port"]),
+        ("kubernetesApi.host=https://10.0.0.1", ["/kubernetesApi/host"]),
         ('podLabels={"app.kubernetes.io/name":"web"}', ["podLabels", "app.kubernetes.io/name"]),
         ('metrics={"podMonitor":{"labels":{"helm.sh/chart":"x"}}}', ["metrics.podMonitor.labels", "helm.sh/chart"]),
         ('{"criticalPodsQuota":{"enabled":true},"priorityClassName":""}', ["criticalPodsQuota.enabled", "priorityClassName"]),
@@ -347,6 +362,13 @@ def test_it_can_be_a_dependency(tmp_path):
 def notes(*args):
     text = helm("install", "relay", CHART, "--namespace", "mesh", "--dry-run=client", *args).stdout
     return text.split("NOTES:\n", 1)[1]
+
+
+def test_the_notes_warn_of_an_image_that_no_registry_has():
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    words = f"image posthouse:{version} has no registry in its name: push one and set image.repository"
+    assert words in notes()
+    assert "no registry" not in notes("--set", "image.repository=registry.example:5000/posthouse")
 
 
 def test_the_notes_show_how_to_go_on():

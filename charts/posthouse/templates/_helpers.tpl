@@ -35,9 +35,23 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* What values.schema.json cannot say, or not in words. Each message names the value. */}}
 {{- define "posthouse.check" -}}
+{{- with .Values.image.repository }}
+  {{- if contains ":" (splitList "/" . | last) }}
+    {{- fail (printf "image.repository: %s has a tag: the tag goes to image.tag" .) }}
+  {{- end }}
+{{- end }}
+{{- with .Values.kubernetesApi.host }}
+  {{- /* An IPv6 address has more than one colon. */}}
+  {{- if eq (len (splitList ":" .)) 2 }}
+    {{- fail (printf "kubernetesApi.host: %s has a port: the port goes to kubernetesApi.port" .) }}
+  {{- end }}
+{{- end }}
 {{- range $index, $variable := .Values.extraEnv }}
   {{- if hasPrefix "POSTHOUSE_" $variable.name }}
     {{- fail (printf "extraEnv[%d].name: %s is set by the chart's own values (a second setting of it would fight the first)" $index $variable.name) }}
+  {{- end }}
+  {{- if has $variable.name (list "KUBERNETES_SERVICE_HOST" "KUBERNETES_SERVICE_PORT") }}
+    {{- fail (printf "extraEnv[%d].name: set kubernetesApi.host and kubernetesApi.port instead of %s" $index $variable.name) }}
   {{- end }}
 {{- end }}
 {{- $labels := dict "podLabels" .Values.podLabels "metrics.podMonitor.labels" .Values.metrics.podMonitor.labels "metrics.serviceMonitor.labels" .Values.metrics.serviceMonitor.labels }}
