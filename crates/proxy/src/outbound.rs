@@ -342,19 +342,22 @@ fn unavailable(destination: &Destination) -> Error {
     let refused = all.iter().filter(|e| e.refusal.is_some()).count();
     let age = service.changed.elapsed().unwrap_or_default().as_secs();
     let first_refusal = all.iter().find_map(|e| Some((e.address, e.refusal?)));
+    let noun = |count: usize| if count == 1 { "endpoint" } else { "endpoints" };
     let state = if all.is_empty() {
         "has no endpoints; do its selector and its pods' labels match?".to_owned()
     } else if let Some((address, refusal)) = first_refusal {
         format!(
-            "has {} endpoints, {} ready, {refused} refused ({address} is {refusal}); for addresses outside the pods, list the \
+            "has {} {}, {} ready, {refused} refused ({address} is {refusal}); for addresses outside the pods, list the \
              Service in the application's NO_PROXY",
             all.len(),
+            noun(all.len()),
             port.endpoints.ready()
         )
     } else if port.endpoints.ready() == 0 {
-        format!("has {} endpoints, none ready", all.len())
+        format!("has {} {}, none ready", all.len(), noun(all.len()))
     } else {
-        format!("has {} ready endpoints, all tried in vain", port.endpoints.ready())
+        let ready = port.endpoints.ready();
+        format!("has {ready} ready {}, all tried in vain", noun(ready))
     };
     Error::upstream(
         ErrorKind::DestinationUnavailable,

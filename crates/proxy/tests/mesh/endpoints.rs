@@ -45,7 +45,7 @@ async fn a_terminating_pod_gets_nothing_while_another_is_ready_and_serves_when_n
         let answer = client.get("web.demo", "/").await;
         answer.is_error(503, "destination_unavailable");
         assert!(
-            answer.text().contains("Service demo/web port 80 has 1 endpoints, none ready; last change"),
+            answer.text().contains("Service demo/web port 80 has 1 endpoint, none ready; last change"),
             "{answer:?}"
         );
         mesh.put(&Svc::new("web").end(&ready));

@@ -19,7 +19,7 @@ fn cases(mesh: &Mesh) -> Vec<Case> {
         case("outside.demo", 500, "destination_not_found", "db.example.com", "14"),
         case("192.0.2.1", 500, "destination_not_found", "192.0.2.1:80", "14"),
         case("empty.demo", 503, "destination_unavailable", "do its selector and its pods' labels match?", "14"),
-        case("unready.demo", 503, "destination_unavailable", "has 1 endpoints, none ready; last change", "14"),
+        case("unready.demo", 503, "destination_unavailable", "has 1 endpoint, none ready; last change", "14"),
         case("refusing.demo", 502, "connection_refused", "is the process listening on that port?", "14"),
         case("169.254.169.254", 502, "destination_ip_prohibited", "a link-local address", "7"),
         case("100.100.100.200", 502, "destination_ip_prohibited", "metadata", "7"),
