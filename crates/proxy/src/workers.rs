@@ -80,7 +80,7 @@ impl Workers {
 
     /// Closes the listeners, tells clients and peers to go (`Connection: close`, GOAWAY), waits for requests in flight
     /// until `deadline` has passed, then ends the threads. Returns whether all were done in time.
-    /// A kept-alive connection is told with its next answer; one without a request is closed after [`DRAIN_IDLE`], or half of a
+    /// A kept-alive connection is told with its next answer; one without a request is closed after 5 s, or half of a
     /// shorter `deadline`.
     pub async fn drain(mut self, deadline: Duration) -> bool {
         self.phase.send_replace(Phase::Drain(DRAIN_IDLE.min(deadline / 2)));
