@@ -24,6 +24,7 @@ use api::Api;
 use feed::Feed;
 use watch::Watch;
 
+pub use api::chain;
 pub use permissions::{PERMISSIONS, Permission, Verb};
 
 /// Under this name problems with objects of the API are shown.

@@ -22,7 +22,7 @@ mod translate;
 mod view;
 mod writer;
 
-pub use self::kube::{PERMISSIONS, Permission, Verb};
+pub use self::kube::{PERMISSIONS, Permission, Verb, chain};
 pub use source::{Source, SourceError};
 pub use status::{Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
 

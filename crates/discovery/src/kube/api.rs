@@ -206,8 +206,9 @@ fn is_unreachable(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// An error with its causes: hyper's own words are only "client error (Connect)".
-pub(crate) fn chain(error: &dyn StdError) -> String {
+/// An error of the Kubernetes client with its causes, in one line: hyper's own words are only "client error (Connect)".
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

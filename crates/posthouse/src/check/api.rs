@@ -1,6 +1,5 @@
 //! The API server: the client, questions with a time limit, and what a failed one means for the person who asks.
 
-use std::error::Error as StdError;
 use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,6 +11,7 @@ use kube::api::ListParams;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
+use posthouse_discovery::chain;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -330,21 +330,6 @@ pub(super) fn judge_clock(whose: &str, ahead: f64) -> Finding {
         off if off > CLOCK_WARN => Finding::warn(Id::Clock, apart).hint(hint),
         _ => Finding::ok(Id::Clock, format!("{whose} clock agrees with the API server's")),
     }
-}
-
-/// An error with its causes: hyper's own words are only "client error (Connect)".
-pub(super) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

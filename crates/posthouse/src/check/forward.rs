@@ -13,10 +13,11 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::Portforwarder;
+use posthouse_discovery::chain;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::api::{Cluster, Trouble, chain};
+use super::api::{Cluster, Trouble};
 
 /// `/peers` of 5,000 nodes is 1.3 MB. An application's answer is cut off here.
 const MAX_BODY: usize = 8 << 20;
