@@ -52,6 +52,7 @@ pub(crate) fn service(object: &ServiceObject, slices: &[&SliceObject], ground: G
         namespace: Arc::clone(&object.namespace),
         name: Arc::clone(&object.name),
         kind: object.kind.clone(),
+        tls: None,
         ports,
         changed: ground.now,
     }

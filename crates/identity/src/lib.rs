@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use posthouse_model::directory::{Directory, Peer};
+use posthouse_model::directory::{Directory, Peer, Service};
 use posthouse_model::transport::{BoxIo, Connecting, LinkTransport, PeerIdentity};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -39,7 +39,7 @@ impl Plain {
 }
 
 impl LinkTransport for Plain {
-    fn connect<'a>(&'a self, peer: &'a Peer) -> Connecting<'a, BoxIo> {
+    fn connect<'a>(&'a self, peer: &'a Peer, _service: Option<&'a Service>) -> Connecting<'a, BoxIo> {
         Box::pin(self.dial(peer.address))
     }
 
@@ -60,7 +60,7 @@ impl LinkTransport for Plain {
                 )
             })?;
             stream.set_nodelay(true)?;
-            Ok((PeerIdentity { node, authenticated: false }, Box::new(stream) as BoxIo))
+            Ok((PeerIdentity::unauthenticated(node), Box::new(stream) as BoxIo))
         })
     }
 }

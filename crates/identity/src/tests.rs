@@ -37,7 +37,7 @@ async fn accepted_from(source: &str) -> io::Result<PeerIdentity> {
     let dialler = Plain::new(ip(source), WAIT);
     let receiver = Plain::new(ip("127.0.0.1"), WAIT);
     let directory = directory();
-    let (dialled, accepted) = tokio::join!(dialler.connect(&peer), async {
+    let (dialled, accepted) = tokio::join!(dialler.connect(&peer, None), async {
         let (stream, remote) = listener.accept().await.unwrap();
         receiver.accept(stream, remote, &directory).await
     });
@@ -54,7 +54,7 @@ async fn accepted_from(source: &str) -> io::Result<PeerIdentity> {
 async fn a_peer_is_the_node_whose_address_it_dials_from() {
     for (source, node) in [("127.0.2.1", "node-b"), ("127.0.3.1", "node-c"), ("127.0.4.1", "node-d")] {
         let identity = accepted_from(source).await.unwrap();
-        assert_eq!(identity, PeerIdentity { node: node.into(), authenticated: false }, "{source}");
+        assert_eq!(identity, PeerIdentity::unauthenticated(node.into()), "{source}");
     }
 }
 
@@ -82,7 +82,7 @@ async fn a_dead_peer_is_an_error_and_not_a_wait() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let plain = Plain::new(ip("127.0.0.1"), WAIT);
-    let refused = plain.connect(&peer(address)).await.err().unwrap();
+    let refused = plain.connect(&peer(address), None).await.err().unwrap();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
 }
 
@@ -96,7 +96,7 @@ async fn a_silent_peer_ends_with_the_time_limit() {
     let plain = Plain::new(ip("127.0.0.1"), Duration::from_millis(20));
     let mut held = Vec::new();
     let silent = loop {
-        match plain.connect(&peer(address)).await {
+        match plain.connect(&peer(address), None).await {
             Ok(io) => held.push(io),
             Err(error) => break error,
         }
@@ -111,7 +111,7 @@ async fn the_source_address_is_used_only_for_its_own_family() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let plain = Plain::new(ip("fd00::1"), WAIT);
     let peer = peer(listener.local_addr().unwrap());
-    let (dialled, accepted) = tokio::join!(plain.connect(&peer), listener.accept());
+    let (dialled, accepted) = tokio::join!(plain.connect(&peer, None), listener.accept());
     assert!(dialled.is_ok());
     assert_eq!(accepted.unwrap().1.ip(), ip("127.0.0.1"), "the system chooses");
 }

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use posthouse_policy::Set;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -98,6 +99,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// Cluster addresses or their absence.
     pub kind: ServiceKind,
+    /// Its own certificate and how it is verified, where it is annotated with one.
+    pub tls: Option<Arc<ServiceTls>>,
     /// Its TCP ports, in the Service's order.
     pub ports: Vec<ServicePort>,
     /// When its endpoints or ports last changed, for error messages.
@@ -109,6 +112,27 @@ impl Service {
     #[must_use]
     pub fn key(&self) -> ServiceKey {
         service_key(&self.namespace, &self.name)
+    }
+}
+
+/// A Service's own certificate (annotation `posthouse.io/tls-secret`), as its Secret has it: PEM that nobody has checked yet.
+/// Compared by pointer: a new value is a new certificate.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ServiceTls {
+    /// `tls.crt`: the chain.
+    pub certificates: Vec<u8>,
+    /// `tls.key`.
+    pub key: Vec<u8>,
+    /// `ca.crt` of the Secret or of the annotated ConfigMap: what senders verify the Service by.
+    pub roots: Vec<u8>,
+    /// Why one of them is missing, in words: then the Service is not served.
+    pub problem: Option<Arc<str>>,
+}
+
+impl std::fmt::Debug for ServiceTls {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceTls").field("problem", &self.problem).finish_non_exhaustive()
     }
 }
 
@@ -293,6 +317,8 @@ pub struct Directory {
     pods: imbl::HashMap<Arc<str>, Arc<Pod>>,
     pod_ips: Claims<Arc<Pod>>,
     endpoints: usize,
+    /// Who may call what.
+    pub policies: Set,
 }
 
 impl Directory {

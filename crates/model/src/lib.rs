@@ -9,6 +9,7 @@ pub mod directory;
 pub mod resolve;
 pub mod stats;
 pub mod transport;
+pub mod workload;
 
 pub use authority::{Authority, AuthorityError, Host};
 pub use directory::{

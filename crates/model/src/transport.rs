@@ -6,11 +6,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::directory::{Directory, Peer};
+use crate::directory::{Directory, Peer, Service, ServiceKey};
 
 /// A byte stream in both directions, plain or secured.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -29,12 +30,26 @@ pub struct PeerIdentity {
     pub node: Arc<str>,
     /// Whether a certificate proved it; with TLS off it is only told by the peer's address.
     pub authenticated: bool,
+    /// The Service that the peer asked for by name, proven to it by that Service's own certificate: this link's streams go to
+    /// no other.
+    pub service: Option<ServiceKey>,
+    /// When the peer's certificate ends: no new stream is taken after that.
+    pub expires: Option<SystemTime>,
+}
+
+impl PeerIdentity {
+    /// A peer of which nothing is known but its node.
+    #[must_use]
+    pub fn unauthenticated(node: Arc<str>) -> Self {
+        Self { node, authenticated: false, service: None, expires: None }
+    }
 }
 
 /// Makes and takes links. Implementations bound their own time (connect, handshake).
 pub trait LinkTransport: Send + Sync {
-    /// Dials `peer`. Fails when the other end is not that node.
-    fn connect<'a>(&'a self, peer: &'a Peer) -> Connecting<'a, BoxIo>;
+    /// Dials `peer`. Fails when the other end is not that node or, with a `service` that has a certificate of its own, when it
+    /// does not prove to be that Service.
+    fn connect<'a>(&'a self, peer: &'a Peer, service: Option<&'a Service>) -> Connecting<'a, BoxIo>;
 
     /// Takes an accepted connection and says which node is at its other end; refuses strangers with
     /// [`io::ErrorKind::PermissionDenied`].
@@ -44,4 +59,10 @@ pub trait LinkTransport: Send + Sync {
         remote: SocketAddr,
         directory: &'a Directory,
     ) -> Connecting<'a, (PeerIdentity, BoxIo)>;
+
+    /// Moves when links are secured by other certificates than before (a renewal, a new root): links that were made in an
+    /// earlier epoch get no new streams.
+    fn epoch(&self) -> u64 {
+        0
+    }
 }

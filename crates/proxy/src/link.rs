@@ -227,7 +227,7 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
         counters.failed(&what);
         Error::link(kind, format!("no link to the proxy on node {}: {what}", peer.node))
     };
-    let io = proxy.transport.connect(peer).await.map_err(|error| {
+    let io = proxy.transport.connect(peer, None).await.map_err(|error| {
         let kind = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => ErrorKind::ConnectionRefused,
             std::io::ErrorKind::TimedOut => ErrorKind::ConnectionTimeout,

@@ -48,7 +48,14 @@ pub(crate) fn service(directory: &Directory, key: &str, kind: ServiceKind, ports
         app_protocol: AppProtocol::Unknown,
         endpoints: Arc::new(EndpointSet::new(pods.iter().map(|pod| pod.endpoint(directory)).collect())),
     });
-    Service { namespace: namespace.into(), name: name.into(), kind, ports: ports.collect(), changed: SystemTime::now() }
+    Service {
+        namespace: namespace.into(),
+        name: name.into(),
+        kind,
+        tls: None,
+        ports: ports.collect(),
+        changed: SystemTime::now(),
+    }
 }
 
 pub(crate) fn cluster_ip(ips: &[&str]) -> ServiceKind {

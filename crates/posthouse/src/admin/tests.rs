@@ -20,6 +20,7 @@ fn service(namespace: &str, name: &str, kind: ServiceKind, endpoints: Vec<Arc<En
         namespace: namespace.into(),
         name: name.into(),
         kind,
+        tls: None,
         ports: vec![ServicePort {
             name: "http".into(),
             port: 80,

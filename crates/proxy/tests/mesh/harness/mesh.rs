@@ -182,6 +182,7 @@ impl Svc {
             namespace: Arc::from("demo"),
             name: Arc::from(self.name),
             kind: self.kind.clone(),
+            tls: None,
             ports: vec![ServicePort {
                 name: Arc::from(""),
                 port: self.port,

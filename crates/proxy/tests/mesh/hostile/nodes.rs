@@ -32,6 +32,7 @@ fn service(namespace: &str, name: &str, app_protocol: AppProtocol, endpoint: End
         namespace: Arc::from(namespace),
         name: Arc::from(name),
         kind: ServiceKind::ClusterIp(std::iter::empty().collect()),
+        tls: None,
         ports: vec![ServicePort {
             name: Arc::from(""),
             port: 80,
