@@ -1,14 +1,36 @@
 //! Link security: who is at the other end of a link. This crate implements the model's `LinkTransport`; nothing outside
 //! of it knows whether a link is encrypted.
-//! Today it has one mode, [`Plain`] (`--tls off`): bytes in the clear, the peer told by its address alone.
+//! [`Plain`] (`--tls off`) has bytes in the clear and tells the peer by its address alone.
+
+mod certificates;
+mod material;
+mod metrics;
+mod roots;
+mod spiffe;
+#[cfg(test)]
+mod test_ca;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use posthouse_model::directory::{Directory, Peer, Service};
 use posthouse_model::transport::{BoxIo, Connecting, LinkTransport, PeerIdentity};
+use rustls::crypto::CryptoProvider;
 use tokio::net::{TcpSocket, TcpStream};
+
+pub use certificates::{CertificateState, Certificates, Current, Rejected, State};
+pub use material::{Material, MaterialError, Part, Pem, Problem};
+pub use metrics::METRICS;
+pub use roots::{Root, Verdict};
+pub use spiffe::{NameError, SpiffeId, TrustDomain};
+
+/// The cryptography of every link: AWS-LC, X25519MLKEM768 preferred.
+fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+}
 
 /// Links without TLS. The peer is who its address says, so this is for trusted networks, development and the demo.
 #[derive(Clone, Debug)]

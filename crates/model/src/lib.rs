@@ -6,6 +6,7 @@
 pub mod address;
 pub mod authority;
 pub mod directory;
+pub mod metric;
 pub mod resolve;
 pub mod stats;
 pub mod transport;
@@ -16,5 +17,6 @@ pub use directory::{
     AppProtocol, Directory, DirectoryHandle, Endpoint, EndpointSet, EndpointState, Node, Peer, Pod, PodRef, Service,
     ServiceKey, ServiceKind, ServicePort,
 };
+pub use metric::MetricDoc;
 pub use resolve::{Destination, Unresolved};
 pub use stats::EndpointStats;

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, CommandFactory};
-use posthouse_proxy::{ErrorKind, MetricDoc};
+use posthouse_model::MetricDoc;
+use posthouse_proxy::ErrorKind;
 
 use crate::admin::{PATHS, PathDoc};
 use crate::args::Cli;
@@ -104,7 +105,11 @@ fn paths() -> String {
 
 fn metrics() -> String {
     let mut text = String::new();
-    let parts = [("Requests and links", posthouse_proxy::METRICS), ("Directory and process", telemetry::METRICS)];
+    let parts = [
+        ("Requests and links", posthouse_proxy::METRICS),
+        ("Link security", posthouse_identity::METRICS),
+        ("Directory and process", telemetry::METRICS),
+    ];
     for (heading, docs) in parts {
         writeln!(text, "\n### {heading}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|").unwrap();
         for MetricDoc { name, kind, labels, help } in docs {
@@ -166,7 +171,7 @@ fn the_reference_page_says_what_the_code_does() {
 
 #[test]
 fn metric_names_are_single_and_carry_their_unit() {
-    let docs: Vec<&MetricDoc> = posthouse_proxy::METRICS.iter().chain(telemetry::METRICS).collect();
+    let docs: Vec<MetricDoc> = [posthouse_proxy::METRICS, posthouse_identity::METRICS, telemetry::METRICS].concat();
     let mut names: Vec<&str> = docs.iter().map(|doc| doc.name).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");

@@ -34,6 +34,6 @@ pub mod workers;
 
 pub use config::{Config, MissingPeer, Timeouts};
 pub use error::ErrorKind;
-pub use metrics::{METRICS, MetricDoc};
+pub use metrics::METRICS;
 pub use status::{LinkStatus, Proxy};
 pub use workers::Workers;

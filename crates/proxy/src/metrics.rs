@@ -9,21 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use posthouse_model::MetricDoc;
 
 use crate::error::{Error, ErrorKind};
-
-/// One metric's documentation.
-#[derive(Clone, Copy, Debug)]
-pub struct MetricDoc {
-    /// Its name, with its unit at the end.
-    pub name: &'static str,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: &'static str,
-    /// Label names.
-    pub labels: &'static [&'static str],
-    /// What it counts.
-    pub help: &'static str,
-}
 
 pub(crate) const REQUESTS: &str = "posthouse_requests_total";
 pub(crate) const FAILURES: &str = "posthouse_request_failures_total";

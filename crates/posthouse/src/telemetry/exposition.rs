@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use posthouse_proxy::MetricDoc;
+use posthouse_model::MetricDoc;
 
 /// A page of metrics in the making.
 #[derive(Default)]

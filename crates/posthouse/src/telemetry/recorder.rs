@@ -8,7 +8,8 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_util::MetricKindMask;
-use posthouse_proxy::{METRICS, MetricDoc};
+use posthouse_model::MetricDoc;
+use posthouse_proxy::METRICS;
 
 /// Long against any scrape interval and any pause in traffic that a dashboard shows.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -34,6 +35,7 @@ impl Recorder {
         let (routes, recorder) = build()?;
         metrics::set_global_recorder(routes)?;
         describe(METRICS);
+        describe(posthouse_identity::METRICS);
         Ok(recorder)
     }
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use posthouse_discovery::{Status, WatchStatus};
 use posthouse_model::DirectoryHandle;
-use posthouse_proxy::MetricDoc;
+use posthouse_model::MetricDoc;
 
 use super::exposition::Page;
 use crate::logging;
