@@ -3,7 +3,6 @@
 //! Service, one changed Node or Pod the Services with endpoints at its addresses, and an unchanged object nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -31,8 +30,6 @@ pub(crate) struct View {
     nodes: HashMap<Arc<str>, Arc<Node>>,
     /// The slices of each Service, whether it is known or not.
     by_service: HashMap<ServiceKey, SmallVec<[Arc<str>; 1]>>,
-    /// The Services with an endpoint at an address.
-    by_ip: HashMap<IpAddr, SmallVec<[ServiceKey; 1]>>,
     /// The Services with a loopback endpoint: the only ones to which podCIDRs matter.
     loopback: HashSet<ServiceKey>,
     dirty: HashSet<ServiceKey>,
@@ -65,7 +62,6 @@ impl View {
             pods: HashMap::new(),
             nodes: HashMap::new(),
             by_service: HashMap::new(),
-            by_ip: HashMap::new(),
             loopback: HashSet::new(),
             dirty: HashSet::new(),
             peers_dirty: false,
@@ -237,7 +233,7 @@ impl View {
         if pod.host_network {
             let node = self.nodes.get(&pod.node).map(|node| node.addresses.clone()).unwrap_or_default();
             for ip in node.iter().chain(&pod.addresses) {
-                self.dirty.extend(self.by_ip.get(ip).into_iter().flatten().cloned());
+                self.dirty.extend(self.directory.services_at_ip(*ip).iter().cloned());
             }
         }
     }
@@ -270,7 +266,7 @@ impl View {
         let (before, after) = (of(old), of(new));
         if before != after {
             for ip in before.iter().chain(&after) {
-                self.dirty.extend(self.by_ip.get(ip).into_iter().flatten().cloned());
+                self.dirty.extend(self.directory.services_at_ip(*ip).iter().cloned());
             }
             self.peers_dirty = true;
         }
@@ -307,8 +303,10 @@ impl View {
     fn rebuild(&mut self, key: &ServiceKey, now: SystemTime) -> bool {
         let old = self.directory.service(key).cloned();
         let Some(object) = self.services.get(key) else {
-            let Some(old) = old else { return false };
-            self.index(key, Some(&old), None);
+            if old.is_none() {
+                return false;
+            }
+            self.index(key, None);
             self.directory.remove_service(key);
             return true;
         };
@@ -318,26 +316,15 @@ impl View {
         if old.as_ref().is_some_and(|old| translate::same(old, &new)) {
             return false;
         }
-        self.index(key, old.as_deref(), Some(&new));
+        self.index(key, Some(&new));
         self.directory.put_service(new);
         true
     }
 
-    /// Keeps `by_ip` and `loopback` in step with a Service's endpoints.
-    fn index(&mut self, key: &ServiceKey, old: Option<&Service>, new: Option<&Service>) {
-        let (before, after) = (addresses(old), addresses(new));
-        for ip in before.difference(&after) {
-            if let Some(keys) = self.by_ip.get_mut(ip) {
-                keys.retain(|other| other != key);
-                if keys.is_empty() {
-                    self.by_ip.remove(ip);
-                }
-            }
-        }
-        for ip in after.difference(&before) {
-            self.by_ip.entry(*ip).or_default().push(Arc::clone(key));
-        }
-        if after.iter().any(IpAddr::is_loopback) {
+    /// Keeps `loopback` in step with a Service's endpoints.
+    fn index(&mut self, key: &ServiceKey, new: Option<&Service>) {
+        let ports = new.into_iter().flat_map(|service| &service.ports);
+        if ports.flat_map(|port| port.endpoints.all()).any(|endpoint| endpoint.address.ip().is_loopback()) {
             self.loopback.insert(Arc::clone(key));
         } else {
             self.loopback.remove(key);
@@ -352,11 +339,6 @@ fn slices_of<'a>(
 ) -> Vec<&'a SliceObject> {
     let names = by_service.get(key).into_iter().flatten();
     names.filter_map(|name| slices.get(name)).map(|slice| &**slice).collect()
-}
-
-fn addresses(service: Option<&Service>) -> HashSet<IpAddr> {
-    let ports = service.into_iter().flat_map(|service| &service.ports);
-    ports.flat_map(|port| port.endpoints.all()).map(|endpoint| endpoint.address.ip()).collect()
 }
 
 /// Every object of a view, shared.

@@ -311,6 +311,7 @@ pub struct Directory {
     services: imbl::HashMap<ServiceKey, Arc<Service>>,
     cluster_ips: Claims<ServiceKey>,
     by_address: imbl::HashMap<SocketAddr, AddressEntries>,
+    services_by_ip: imbl::HashMap<IpAddr, SmallVec<[ServiceKey; 1]>>,
     nodes: imbl::HashMap<Arc<str>, Arc<Node>>,
     node_ips: Claims<Arc<str>>,
     peers: imbl::HashMap<Arc<str>, Arc<Peer>>,
@@ -344,6 +345,13 @@ impl Directory {
     #[must_use]
     pub fn endpoints_at(&self, address: SocketAddr) -> &[(ServiceKey, Arc<Endpoint>)] {
         self.by_address.get(&address).map_or(&[], |entries| entries.as_slice())
+    }
+
+    /// The keys of the Services that have an endpoint at this address, whatever its port or state, each once and in no
+    /// order.
+    #[must_use]
+    pub fn services_at_ip(&self, ip: IpAddr) -> &[ServiceKey] {
+        self.services_by_ip.get(&ip).map_or(&[], |keys| keys.as_slice())
     }
 
     /// The statistics that an endpoint at `address` with this pod uid already has, so that an update keeps them.
@@ -425,6 +433,10 @@ impl Directory {
             for endpoint in port.endpoints.all() {
                 self.endpoints += 1;
                 self.by_address.entry(endpoint.address).or_default().push((Arc::clone(&key), Arc::clone(endpoint)));
+                let at_ip = self.services_by_ip.entry(endpoint.address.ip()).or_default();
+                if !at_ip.contains(&key) {
+                    at_ip.push(Arc::clone(&key));
+                }
             }
         }
         self.services.insert(key, Arc::new(service));
@@ -454,6 +466,15 @@ impl Directory {
                 });
                 if empty {
                     self.by_address.remove(&endpoint.address);
+                }
+                let ip = endpoint.address.ip();
+                // A Service's second endpoint there finds it gone already.
+                let empty = self.services_by_ip.get_mut(&ip).is_none_or(|keys| {
+                    keys.retain(|owner| **owner != *key);
+                    keys.is_empty()
+                });
+                if empty {
+                    self.services_by_ip.remove(&ip);
                 }
             }
         }

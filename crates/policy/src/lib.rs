@@ -3,6 +3,20 @@
 
 use std::sync::Arc;
 
+mod cel;
+mod compile;
+mod guard;
+mod path;
+mod resource;
+
+pub use compile::{Policy, Problem, validate};
+pub use guard::{Guard, Set};
+pub use path::normalise_path;
+pub use resource::{
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, AuthorizationPolicyStatus, From, GROUP, KIND, PathMatch,
+    Rule, TargetRef, To, VERSION,
+};
+
 /// Who asks, as far as it was verified.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
@@ -59,48 +73,4 @@ pub struct Verdict {
     pub reason: &'static str,
     /// A policy in dry run that would have denied.
     pub would_deny: Option<Arc<str>>,
-}
-
-/// Every policy of the cluster, compiled. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Set {}
-
-impl Set {
-    /// The policies that concern pods of `namespace` behind `services` (names of Services there); `None` when no policy does.
-    #[must_use]
-    pub fn concerning<'a>(&self, _namespace: &str, _services: impl Iterator<Item = &'a str>) -> Option<Arc<Guard>> {
-        None
-    }
-}
-
-/// The policies that concern one target.
-#[derive(Debug)]
-pub struct Guard {}
-
-impl Guard {
-    /// Whether a decision depends on who asks, so that the claim must be verified.
-    #[must_use]
-    pub fn reads_source(&self) -> bool {
-        true
-    }
-
-    /// Whether a decision depends on the path, so that it must be in normal form and forwarded so.
-    #[must_use]
-    pub fn reads_path(&self) -> bool {
-        true
-    }
-
-    /// Decides.
-    #[must_use]
-    pub fn decide(&self, _source: &Source<'_>, _target: &Target<'_>, _operation: &Operation<'_>) -> Verdict {
-        Verdict { denied_by: None, reason: "", would_deny: None }
-    }
-}
-
-/// A path in the form in which policies match it and pods get it, or why it has none.
-///
-/// # Errors
-/// A path that servers read in different ways.
-pub fn normalise_path(path: &str) -> Result<std::borrow::Cow<'_, str>, &'static str> {
-    Ok(path.into())
 }

@@ -1,7 +1,7 @@
 //! The view and the translation: slices that merge, endpoints that are refused and judged anew, peers, statistics, and
 //! that any order of changes ends in the directory that the final objects make.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use posthouse_model::address::Refusal;
 use posthouse_model::{AppProtocol, EndpointState};
@@ -360,6 +360,16 @@ fn seen(directory: &Directory) -> Vec<String> {
             .collect();
         at.sort();
         all.push(format!("{ip} {at:?}"));
+        // The index by address is what a walk over every Service finds.
+        let has = |service: &Service| {
+            service.ports.iter().flat_map(|port| port.endpoints.all()).any(|endpoint| endpoint.address.ip() == ip)
+        };
+        let mut walked: Vec<ServiceKey> =
+            directory.services().filter(|service| has(service)).map(|service| service.key()).collect();
+        let mut found = directory.services_at_ip(ip).to_vec();
+        walked.sort();
+        found.sort();
+        assert_eq!(found, walked, "{ip}");
     }
     all.extend(directory.nodes().map(|node| format!("{node:?}")));
     all.extend(directory.pods().map(|pod| format!("{pod:?}")));

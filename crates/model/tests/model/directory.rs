@@ -144,6 +144,13 @@ fn compare(directory: &Directory, naive: &Naive) {
         got.sort();
         want.sort();
         assert_eq!(got, want, "endpoints at {at}");
+        let mut got: Vec<_> = directory.services_at_ip(ip).iter().map(ToString::to_string).collect();
+        let mut want: Vec<_> =
+            endpoints().filter(|(_, e)| e.address.ip() == ip).map(|(s, _)| s.key().to_string()).collect();
+        got.sort();
+        want.sort();
+        want.dedup();
+        assert_eq!(got, want, "Services at {ip}");
     }
 }
 
