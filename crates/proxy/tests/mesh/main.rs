@@ -8,6 +8,8 @@ mod bodies;
 mod cancel;
 mod clients;
 mod connect;
+#[path = "../../../model/tests/data/ssrf/corpus.rs"]
+mod corpus;
 mod drain;
 mod early;
 mod endpoints;
@@ -24,5 +26,6 @@ mod malformed;
 mod missing_peer;
 mod retry;
 mod reuse;
+mod ssrf;
 mod translate;
 mod upgrade;

@@ -185,14 +185,16 @@ fn status(block: &[u8]) -> u16 {
         [0x08..=0x0e | 0x48..=0x4e, 3, digits @ ..] => {
             std::str::from_utf8(&digits[..3]).ok().and_then(|d| d.parse().ok()).unwrap_or_default()
         }
-        [0x08..=0x0e | 0x48..=0x4e, 0x82, huffman @ ..] => huffman_digits(&huffman[..2]),
+        [0x08..=0x0e | 0x48..=0x4e, 0x82 | 0x83, huffman @ ..] => huffman_digits(huffman),
         _ => 0,
     }
 }
 
 /// Three digits in Huffman code (RFC 7541 appendix B): 0, 1 and 2 have five bits, the others six.
 fn huffman_digits(bytes: &[u8]) -> u16 {
-    let bits = u32::from(bytes[0]) << 24 | u32::from(bytes[1]) << 16;
+    // At most 18 bits; what stands behind them is not looked at.
+    let bits =
+        bytes.iter().take(3).fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (4 - bytes.len().min(3)));
     let (mut at, mut status) = (0, 0);
     for _ in 0..3 {
         let five = (bits << at) >> 27;

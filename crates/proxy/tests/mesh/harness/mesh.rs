@@ -109,7 +109,7 @@ impl Mesh {
         }
     }
 
-    /// Adds or replaces a Service of namespace `demo` on both nodes, and the pods behind it on their own.
+    /// Adds or replaces a Service (of namespace `demo` unless it says otherwise) on both nodes, and the pods behind it on their own.
     pub(crate) fn put(&self, svc: &Svc) {
         self.update(|node, directory| svc.put(node, directory));
     }
@@ -142,8 +142,9 @@ impl Mesh {
 
 /// A Service to be put into the directories.
 pub(crate) struct Svc {
+    namespace: &'static str,
     name: &'static str,
-    port: u16,
+    port: Option<u16>,
     app: AppProtocol,
     kind: ServiceKind,
     ends: Vec<End>,
@@ -153,7 +154,22 @@ impl Svc {
     /// Port 80, protocol to be detected, a cluster address unless said otherwise.
     pub(crate) fn new(name: &'static str) -> Self {
         let kind = ServiceKind::ClusterIp(std::iter::empty().collect());
-        Self { name, port: 80, app: AppProtocol::Unknown, kind, ends: Vec::new() }
+        Self { namespace: "demo", name, port: Some(80), app: AppProtocol::Unknown, kind, ends: Vec::new() }
+    }
+
+    pub(crate) fn namespace(mut self, namespace: &'static str) -> Self {
+        self.namespace = namespace;
+        self
+    }
+
+    pub(crate) fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    pub(crate) fn no_port(mut self) -> Self {
+        self.port = None;
+        self
     }
 
     pub(crate) fn app(mut self, app: AppProtocol) -> Self {
@@ -174,21 +190,26 @@ impl Svc {
     fn put(&self, node: &'static str, directory: &mut Directory) {
         for end in &self.ends {
             if end.node == node && end.is_pod {
-                directory.put_pod(pod_object(node, end.address.ip(), "demo"));
+                directory.put_pod(pod_object(node, end.address.ip(), self.namespace));
             }
         }
-        let endpoints = self.ends.iter().map(|end| Arc::new(end.endpoint(directory))).collect();
+        let endpoints: Vec<_> = self.ends.iter().map(|end| Arc::new(end.endpoint(self.namespace, directory))).collect();
+        let endpoints = Arc::new(EndpointSet::new(endpoints));
         directory.put_service(Service {
-            namespace: Arc::from("demo"),
+            namespace: Arc::from(self.namespace),
             name: Arc::from(self.name),
             kind: self.kind.clone(),
             tls: None,
-            ports: vec![ServicePort {
-                name: Arc::from(""),
-                port: self.port,
-                app_protocol: self.app,
-                endpoints: Arc::new(EndpointSet::new(endpoints)),
-            }],
+            ports: self
+                .port
+                .iter()
+                .map(|port| ServicePort {
+                    name: Arc::from(""),
+                    port: *port,
+                    app_protocol: self.app,
+                    endpoints: Arc::clone(&endpoints),
+                })
+                .collect(),
             changed: SystemTime::now(),
         });
     }
@@ -222,9 +243,9 @@ impl End {
         self
     }
 
-    fn endpoint(&self, directory: &Directory) -> Endpoint {
+    fn endpoint(&self, namespace: &str, directory: &Directory) -> Endpoint {
         let (ip, port) = (self.address.ip(), self.address.port());
-        let pod = pod_ref(ip, "demo");
+        let pod = pod_ref(ip, namespace);
         Endpoint {
             address: self.address,
             node: Some(Arc::from(self.node)),
