@@ -25,8 +25,14 @@ fn main() -> std::io::Result<()> {
         });
         write(&root.join("corpus").join(target), seeds)?;
     }
-    let spellings = fs::read_to_string(root.join("../../crates/model/tests/data/ssrf.txt"))?;
-    let spellings = spellings.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let mut spellings = String::new();
+    for file in fs::read_dir(root.join("../../crates/model/tests/data/ssrf"))? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == "tsv") {
+            spellings += &fs::read_to_string(path)?;
+        }
+    }
+    let spellings = spellings.lines().filter(|line| !line.starts_with("# "));
     let names = ["web", "web.shop.svc.cluster.local.", "web-0.web.shop:8080", "[fd00::1]:80", "10.0.0.1:443"];
     write(
         &root.join("corpus/authority"),
