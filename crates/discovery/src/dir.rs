@@ -20,6 +20,9 @@ use crate::status::{Kind, Phase};
 use crate::writer::Writer;
 
 mod folder;
+mod pods;
+
+pub(crate) use pods::FolderPods;
 
 use folder::{Folder, Stamp};
 
@@ -49,16 +52,18 @@ impl DirSource {
     ///
     /// # Errors
     /// The folder is missing or unreadable, or the thread cannot be made.
-    pub(crate) fn start(path: PathBuf, writer: Writer) -> io::Result<Self> {
+    pub(crate) fn start(path: PathBuf, mut writer: Writer, pods: Arc<FolderPods>) -> io::Result<Self> {
         // Whether it can be read at all is the configuration's business, what is in it is not.
         std::fs::read_dir(&path)?;
         let (wake, messages) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
+        writer.keep_every_pod(Arc::clone(&pods.roster));
         let scanner = Scanner {
             source: path.display().to_string(),
             path,
             folder: Folder::default(),
             writer,
+            pods,
             stop: Arc::clone(&stop),
             identity: None,
             watcher: None,
@@ -87,6 +92,7 @@ struct Scanner {
     path: PathBuf,
     folder: Folder,
     writer: Writer,
+    pods: Arc<FolderPods>,
     stop: Arc<AtomicBool>,
     /// Device and inode of the folder that is watched.
     identity: Option<(u64, u64)>,
@@ -173,6 +179,7 @@ impl Scanner {
                     self.writer.board.failed(kind, &text);
                 }
                 self.writer.board.problem(&self.source, "", &text);
+                self.pods.away();
                 return;
             }
         };
@@ -239,6 +246,7 @@ impl Scanner {
         }
         self.writer.view.set_complete();
         self.writer.publish();
+        self.pods.read();
     }
 }
 

@@ -15,14 +15,17 @@ use crate::writer::Writer;
 
 mod api;
 mod feed;
+mod peers;
 mod permissions;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use api::Api;
-use feed::Feed;
-use watch::Watch;
+use api::{Api, Failure};
+use feed::{Feed, OfKind};
+use watch::{Taker, Watch};
+
+use peers::Peers;
 
 pub use api::chain;
 pub use permissions::{PERMISSIONS, Permission, Verb};
@@ -78,6 +81,13 @@ impl Default for Timing {
 /// A running `kube` source. Dropping it ends its tasks.
 pub(crate) struct KubeSource {
     _tasks: JoinSet<()>,
+    peers: Arc<Peers>,
+}
+
+impl Drop for KubeSource {
+    fn drop(&mut self) {
+        self.peers.end();
+    }
 }
 
 /// A client by the kubeconfig or the service account.
@@ -106,27 +116,34 @@ impl KubeSource {
         timing: Timing,
     ) -> Self {
         let board = Arc::clone(&writer.board);
+        let peers = Peers::new(client.clone(), writer.directory(), Arc::clone(&board), timing);
         let feed = Arc::new(Feed::new(writer));
         let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&peers).sweep());
         for kind in Kind::ALL {
             let api = Api::new(client.clone(), kind, node_name, timing);
-            tasks.spawn(supervise(api, Arc::clone(&feed), Arc::clone(&board), timing));
+            let taker = Arc::new(OfKind { feed: Arc::clone(&feed), board: Arc::clone(&board), kind });
+            tasks.spawn(supervise(api, taker, timing));
         }
         if let Some(path) = snapshot {
             tasks.spawn(keep_snapshot(path, feed, board, timing));
         }
-        Self { _tasks: tasks }
+        Self { _tasks: tasks, peers }
+    }
+
+    /// Whom to ask about claims.
+    pub(crate) fn workloads(&self) -> Arc<Peers> {
+        Arc::clone(&self.peers)
     }
 }
 
 /// Runs one watch for ever. It has no way to end but a bug's panic; a node must not go blind by that.
-async fn supervise(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) {
-    let kind = api.kind();
+async fn supervise<T: Taker>(api: Api, taker: Arc<T>, timing: Timing) {
     loop {
         let mut watch = JoinSet::new();
-        watch.spawn(Watch::new(api.clone(), Arc::clone(&feed), Arc::clone(&board), timing).run());
+        watch.spawn(Watch::new(api.clone(), Arc::clone(&taker), timing).run());
         if let Some(Err(error)) = watch.join_next().await {
-            board.failed(kind, &format!("the watch failed within itself and begins anew: {error}"));
+            taker.failed(&Failure::Other(format!("the watch failed within itself and begins anew: {error}")));
         }
         tokio::time::sleep(timing.backoff.1).await;
     }

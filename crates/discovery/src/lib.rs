@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use posthouse_model::DirectoryHandle;
+use posthouse_model::workload::Workloads;
 
 mod dir;
 mod intern;
 mod kube;
 mod manifest;
 mod object;
+mod roster;
 mod snapshot;
 mod source;
 mod status;
@@ -24,7 +26,7 @@ mod writer;
 
 pub use self::kube::{PERMISSIONS, Permission, Verb, chain};
 pub use source::{Source, SourceError};
-pub use status::{Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
+pub use status::{Claims, Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
 
 use status::Board;
 use writer::Writer;
@@ -62,6 +64,7 @@ pub enum StartError {
 /// Running discovery. Dropping it ends its tasks and threads; the directory stays as it is.
 pub struct Discovery {
     board: Arc<Board>,
+    workloads: Arc<dyn Workloads>,
     /// Held for its end alone.
     _running: Running,
 }
@@ -78,6 +81,12 @@ impl Discovery {
     pub fn status(&self) -> Status {
         self.board.status()
     }
+
+    /// Checks what streams on links claim of their senders. Its checks may be awaited on any runtime.
+    #[must_use]
+    pub fn workloads(&self) -> Arc<dyn Workloads> {
+        Arc::clone(&self.workloads)
+    }
 }
 
 /// Starts discovery on the current runtime and returns once the source is known to be usable; `Directory::complete`
@@ -89,16 +98,18 @@ pub async fn start(settings: Settings, directory: DirectoryHandle) -> Result<Dis
     let board = Arc::new(Board::new(settings.source.to_string()));
     let Settings { source, node_name, namespace, snapshot } = settings;
     let writer = Writer::new(&node_name, &namespace, Arc::clone(&board), directory);
-    let running = match source {
+    let (workloads, running): (Arc<dyn Workloads>, _) = match source {
         Source::Dir(path) => {
-            let dir =
-                dir::DirSource::start(path.clone(), writer).map_err(|error| StartError::Folder { path, error })?;
-            Running::Dir(dir)
+            let pods = dir::FolderPods::new(writer.directory(), Arc::clone(&board));
+            let dir = dir::DirSource::start(path.clone(), writer, Arc::clone(&pods))
+                .map_err(|error| StartError::Folder { path, error })?;
+            (pods, Running::Dir(dir))
         }
         Source::Kube => {
             let client = kube::client().await.map_err(StartError::Kube)?;
-            Running::Kube(kube::KubeSource::start(&client, &node_name, snapshot, writer, kube::Timing::default()))
+            let kube = kube::KubeSource::start(&client, &node_name, snapshot, writer, kube::Timing::default());
+            (kube.workloads(), Running::Kube(kube))
         }
     };
-    Ok(Discovery { board, _running: running })
+    Ok(Discovery { board, workloads, _running: running })
 }

@@ -22,14 +22,15 @@ use raw::{RawHead, RawObject};
 /// What parsing needs to know and to share.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// Pods of other nodes are nobody's business here.
     pub(crate) node_name: Arc<str>,
+    /// Whether the Pods of all nodes are read. Otherwise those of other nodes are nobody's business.
+    pub(crate) every_node: bool,
     pub(crate) interner: Interner,
 }
 
 impl Context {
     pub(crate) fn new(node_name: Arc<str>) -> Self {
-        Self { node_name, interner: Interner::default() }
+        Self { node_name, every_node: false, interner: Interner::default() }
     }
 }
 

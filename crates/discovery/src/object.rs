@@ -23,6 +23,12 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// Stands in for the uid of a Pod that was written by hand without one. No uid has a colon; and none of its parts a slash, which
+/// parts the claim of a sender.
+pub(crate) fn stand_in_uid(namespace: &str, name: &str) -> Arc<str> {
+    Arc::from([namespace, ":", name].concat())
+}
+
 /// An object that the directory is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Object {

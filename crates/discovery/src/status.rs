@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use posthouse_model::workload::Checked;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -79,6 +81,8 @@ pub struct Status {
     pub problems_dropped: u64,
     /// Counters since the start.
     pub work: Work,
+    /// What came of the claims of senders on other nodes.
+    pub claims: Claims,
     /// Seconds that the last change took from plain objects to the published directory.
     #[serde(serialize_with = "seconds")]
     pub last_publish: Option<Duration>,
@@ -149,6 +153,57 @@ pub struct Work {
     pub published: u64,
 }
 
+/// Checks of what streams on links claim of their senders, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Claims {
+    /// The pod is what it claims to be.
+    pub verified: u64,
+    /// It is not.
+    #[serde(rename = "false")]
+    pub refuted: u64,
+    /// It could not be told.
+    pub unknown: u64,
+    /// Nodes whose pods are watched for this now.
+    pub nodes: usize,
+}
+
+/// The same as it is counted; workers do that, so there is no lock.
+#[derive(Debug, Default)]
+pub(crate) struct ClaimCounts {
+    verified: AtomicU64,
+    refuted: AtomicU64,
+    unknown: AtomicU64,
+    nodes: AtomicUsize,
+}
+
+impl ClaimCounts {
+    pub(crate) fn count(&self, checked: &Checked) {
+        let counter = match checked {
+            Checked::Verified(_) => &self.verified,
+            Checked::False(_) => &self.refuted,
+            Checked::Unknown(_) => &self.unknown,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_nodes(&self, nodes: usize) {
+        self.nodes.store(nodes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.load(Ordering::Relaxed)
+    }
+
+    fn read(&self) -> Claims {
+        Claims {
+            verified: self.verified.load(Ordering::Relaxed),
+            refuted: self.refuted.load(Ordering::Relaxed),
+            unknown: self.unknown.load(Ordering::Relaxed),
+            nodes: self.nodes(),
+        }
+    }
+}
+
 /// How many problems are kept for the admin API. A broken generator breaks all of its output at once; a hundred tell the
 /// story as well as a hundred thousand.
 pub const MAX_PROBLEMS: usize = 100;
@@ -157,6 +212,7 @@ pub const MAX_PROBLEMS: usize = 100;
 pub(crate) struct Board {
     source: String,
     state: Mutex<State>,
+    pub(crate) claims: ClaimCounts,
 }
 
 #[derive(Default)]
@@ -181,7 +237,7 @@ struct Watch {
 
 impl Board {
     pub(crate) fn new(source: String) -> Self {
-        Self { source, state: Mutex::default() }
+        Self { source, state: Mutex::default(), claims: ClaimCounts::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -219,6 +275,7 @@ impl Board {
             problems,
             problems_dropped: state.dropped,
             work: state.work,
+            claims: self.claims.read(),
             last_publish: state.last_publish,
         }
     }

@@ -11,7 +11,7 @@ use posthouse_model::address;
 use posthouse_model::directory::service_key;
 use posthouse_model::{AppProtocol, Directory, Endpoint, EndpointSet, EndpointState, Peer, Service, ServicePort};
 
-use crate::object::{EndpointObject, PortObject, ServiceObject, SliceObject};
+use crate::object::{EndpointObject, PortObject, ServiceObject, SliceObject, stand_in_uid};
 
 /// The name of the slices' port that a peer's link listens on.
 const LINK_PORT: &str = "link";
@@ -159,7 +159,7 @@ fn host_network(member: &EndpointObject, ground: Ground<'_>) -> bool {
     }
     // Pods that were written by hand without a uid are known by their name.
     let own = match &*pod.uid {
-        "" => ground.directory.pod(&service_key(&pod.namespace, &pod.name)),
+        "" => ground.directory.pod(&stand_in_uid(&pod.namespace, &pod.name)),
         uid => ground.directory.pod(uid),
     };
     own.is_some_and(|own| own.host_network && own.id.namespace == pod.namespace && own.id.name == pod.name)

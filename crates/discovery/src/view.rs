@@ -37,8 +37,13 @@ pub(crate) struct View {
     changed: bool,
     /// Counts changes of objects, for the snapshot.
     changes: u64,
+    /// Pods that changed since the last [`View::settle`], where somebody wants to know them.
+    pub(crate) moved: Option<Vec<MovedPod>>,
     directory: Directory,
 }
+
+/// `namespace/name` of a Pod of any node and what it is now, if it still is.
+pub(crate) type MovedPod = (Arc<str>, Option<Arc<Pod>>);
 
 /// What [`View::settle`] did.
 #[derive(Debug, Default)]
@@ -49,6 +54,8 @@ pub(crate) struct Settled {
     pub(crate) changed: bool,
     /// What was passed over among the peers; `None` when they were not looked at.
     pub(crate) peer_notes: Option<Vec<String>>,
+    /// See [`View::moved`].
+    pub(crate) moved: Vec<MovedPod>,
 }
 
 impl View {
@@ -67,6 +74,7 @@ impl View {
             peers_dirty: false,
             changed: false,
             changes: 0,
+            moved: None,
             directory: Directory::default(),
         }
     }
@@ -211,10 +219,17 @@ impl View {
             return false;
         }
         self.remove_pod(&name);
-        self.touch_host_network(&pod);
-        self.directory.put_pod(pod.clone());
-        self.pods.insert(name, Arc::new(pod));
-        self.changed = true;
+        let pod = Arc::new(pod);
+        // Those of other nodes are no pods of the directory.
+        if pod.node == self.node_name {
+            self.touch_host_network(&pod);
+            self.directory.put_pod(Pod::clone(&pod));
+            self.changed = true;
+        }
+        if let Some(moved) = &mut self.moved {
+            moved.push((Arc::clone(&name), Some(Arc::clone(&pod))));
+        }
+        self.pods.insert(name, pod);
         true
     }
 
@@ -222,9 +237,14 @@ impl View {
         let Some(old) = self.pods.remove(name) else {
             return false;
         };
-        self.touch_host_network(&old);
-        self.directory.remove_pod(&old.id.uid);
-        self.changed = true;
+        if old.node == self.node_name {
+            self.touch_host_network(&old);
+            self.directory.remove_pod(&old.id.uid);
+            self.changed = true;
+        }
+        if let Some(moved) = &mut self.moved {
+            moved.push((Arc::clone(name), None));
+        }
         true
     }
 
@@ -295,6 +315,7 @@ impl View {
             }
             settled.peer_notes = Some(notes);
         }
+        settled.moved = self.moved.as_mut().map(std::mem::take).unwrap_or_default();
         settled.changed = std::mem::take(&mut self.changed);
         settled
     }

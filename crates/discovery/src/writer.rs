@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::manifest::Context;
 use crate::object::{Key, Reduced};
+use crate::roster::Roster;
 use crate::status::{Board, Kind, Work};
 use crate::view::View;
 
@@ -20,6 +21,8 @@ pub(crate) struct Writer {
     pub(crate) context: Context,
     pub(crate) board: Arc<Board>,
     handle: DirectoryHandle,
+    /// Where the Pods of all nodes are kept, if they are read.
+    roster: Option<Arc<Roster>>,
     /// Counted here and handed over on publishing, to take the board's lock once.
     pub(crate) work: Work,
 }
@@ -31,8 +34,21 @@ impl Writer {
             context: Context::new(Arc::clone(node_name)),
             board,
             handle,
+            roster: None,
             work: Work::default(),
         }
+    }
+
+    /// Where it publishes.
+    pub(crate) fn directory(&self) -> DirectoryHandle {
+        self.handle.clone()
+    }
+
+    /// From now on the Pods of all nodes are read and kept there.
+    pub(crate) fn keep_every_pod(&mut self, roster: Arc<Roster>) {
+        self.context.every_node = true;
+        self.view.moved = Some(Vec::new());
+        self.roster = Some(roster);
     }
 
     /// Takes an object as it is now.
@@ -62,6 +78,16 @@ impl Writer {
                 self.board.problem(PEERS, note, "it is no peer until that is mended");
             }
             self.board.mended_except(PEERS, &notes);
+        }
+        if let Some(roster) = self.roster.as_ref().filter(|_| !settled.moved.is_empty()) {
+            roster.change(|pods| {
+                for (name, pod) in &settled.moved {
+                    match pod {
+                        Some(pod) => pods.put(name, pod),
+                        None => pods.remove(name),
+                    }
+                }
+            });
         }
         for kind in Kind::ALL {
             self.board.set_objects(kind, self.view.len(kind));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthouse_discovery::{Discovery, Phase, Settings, Source, StartError, Status, start};
+use posthouse_model::workload::{Checked, Claim};
 use posthouse_model::{Directory, DirectoryHandle};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -326,4 +327,69 @@ async fn an_empty_folder_is_a_complete_view_and_dropping_ends_the_watch() {
     // The thread has ended, and with it its handle: only ours are left to write.
     fs::write(folder.path().join("a.yaml"), service("web", 2)).unwrap();
     assert_eq!(ports(&handle.load(), "web"), [1]);
+}
+
+fn pod(name: &str, node: &str, phase: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: u-{name}}}\n\
+         spec: {{nodeName: {node}, serviceAccountName: web}}\nstatus: {{phase: {phase}, podIP: 127.0.2.9}}\n"
+    )
+}
+
+fn node(name: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{{type: InternalIP, address: {ip}}}]}}\n"
+    )
+}
+
+#[tokio::test]
+async fn claims_of_senders_are_held_against_the_pods_of_all_nodes() {
+    let mut under = Under::start(&[
+        ("nodes.yaml", format!("{}---\n{}", node("node-a", "127.0.0.11"), node("node-b", "127.0.0.12"))),
+        ("web.yaml", pod("web", "node-b", "Running")),
+        ("job.yaml", pod("job", "node-b", "Running")),
+        ("bare.yaml", pod("bare", "node-b", "Running").replace(", uid: u-bare", "")),
+        ("own.yaml", pod("own", "node-a", "Running")),
+    ])
+    .await;
+    assert_eq!(under.handle.load().size().pods, 1, "pods of other nodes are no pods of the directory");
+    let workloads = under.discovery.workloads();
+    let check = async |claim: &str, node: &str| workloads.check(&Claim::parse(claim).unwrap(), node).await;
+    let Checked::Verified(web) = check("shop/web/u-web/web", "node-b").await else { panic!("not verified") };
+    assert_eq!((&*web.node, web.address), ("node-b", Some("127.0.2.9".parse().unwrap())));
+    assert!(
+        matches!(check("shop/bare/shop:bare/web", "node-b").await, Checked::Verified(_)),
+        "it has no uid of its own"
+    );
+    assert!(matches!(check("shop/web/u-web/web", "node-x").await, Checked::Unknown(_)));
+    for (claim, node, why) in [
+        ("shop/web/u-web/web", "node-a", "pod shop/web is on node node-b, not on node-a"),
+        ("shop/web/u-old/web", "node-b", "pod shop/web on node node-b has uid u-web, not u-old"),
+        ("shop/web/u-web/admin", "node-b", "pod shop/web on node node-b has service account web, not admin"),
+        ("shop/new/u-new/web", "node-b", "no such pod on node node-b: shop/new (uid u-new)"),
+    ] {
+        assert_eq!(check(claim, node).await, Checked::False(why.into()));
+    }
+
+    under.replace("job.yaml", &pod("job", "node-b", "Succeeded"));
+    fs::remove_file(under.path("web.yaml")).unwrap();
+    under.replace("new.yaml", &format!("{}---\n{}", pod("new", "node-b", "Running"), service("sign", 1)));
+    under.until("the change", |d| d.service("shop/sign").is_some()).await;
+    // The three changes may be seen one after the other.
+    let fresh = Claim::parse("shop/new/u-new/web").unwrap();
+    assert!(matches!(workloads.check(&fresh, "node-b").await, Checked::Verified(_)));
+    under
+        .status("the removal", |_| workloads.known(&Claim::parse("shop/web/u-web/web").unwrap(), "node-b").is_none())
+        .await;
+    for claim in ["shop/web/u-web/web", "shop/job/u-job/web"] {
+        assert!(matches!(check(claim, "node-b").await, Checked::False(_)), "{claim}");
+    }
+
+    // A folder that is away refutes nobody.
+    let away = under.folder.path().with_extension("away");
+    fs::rename(under.folder.path(), &away).unwrap();
+    under.status("the failure", |s| has(s, "", "cannot be read")).await;
+    assert!(workloads.known(&fresh, "node-b").is_some());
+    assert!(matches!(check("shop/web/u-web/web", "node-b").await, Checked::Unknown(_)));
+    fs::rename(&away, under.folder.path()).unwrap();
 }

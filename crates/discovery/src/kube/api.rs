@@ -73,10 +73,12 @@ const MAX_ERROR: usize = 64 << 10;
 #[derive(Clone)]
 pub(crate) struct Api {
     client: Client,
-    kind: Kind,
     permission: Permission,
     request: Arc<Request>,
     fields: Option<String>,
+    /// The first list may be as old as the server's cache, which has an index for `fields`; asked for the newest state, an
+    /// older server goes through every object of the cluster in etcd. Later lists must not be older than what was seen.
+    cached: bool,
     timing: Timing,
 }
 
@@ -85,11 +87,18 @@ impl Api {
     pub(crate) fn new(client: Client, kind: Kind, node_name: &str, timing: Timing) -> Self {
         let permission = Permission::to_read(kind);
         let fields = (kind == Kind::Pod).then(|| format!("spec.nodeName={node_name}"));
-        Self { client, kind, permission, request: Arc::new(Request::new(permission.path())), fields, timing }
+        let request = Arc::new(Request::new(permission.path()));
+        Self { client, permission, request, fields, cached: false, timing }
     }
 
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
+    /// The Pods of any node, one of many whose lists must be cheap.
+    pub(crate) fn pods_of(client: Client, node: &str, timing: Timing) -> Self {
+        Self { cached: true, ..Self::new(client, Kind::Pod, node, timing) }
+    }
+
+    /// A list is complete.
+    pub(crate) fn listed(&mut self) {
+        self.cached = false;
     }
 
     /// Every request names its verb here, so that the tests end one that the list of permissions does not have.
@@ -102,7 +111,9 @@ impl Api {
         self.expect_allowed(Verb::List);
         let params = ListParams {
             field_selector: self.fields.clone(),
-            limit: Some(self.timing.page_size),
+            // A list from the cache comes whole; kube leaves the version out where there is a limit.
+            limit: (!self.cached).then_some(self.timing.page_size),
+            resource_version: self.cached.then(|| "0".to_owned()),
             continue_token: token.map(str::to_owned),
             ..ListParams::default()
         };

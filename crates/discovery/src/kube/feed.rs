@@ -11,10 +11,11 @@ use tokio::sync::Notify;
 
 use super::SOURCE;
 use super::api::{ApiStatus, Failure};
+use super::watch::Taker;
 use crate::manifest::{self, Parsed, Unfit};
 use crate::object::{Key, Reduced};
 use crate::snapshot::{ReadError, Snapshot};
-use crate::status::Kind;
+use crate::status::{Board, Kind, Phase};
 use crate::view::Objects;
 use crate::writer::Writer;
 
@@ -38,6 +39,44 @@ pub(crate) struct Seen {
     items: usize,
     /// Items that do not even have a name.
     nameless: usize,
+}
+
+impl Seen {
+    /// Hands each object of a page to `take`, which gives its name, if it has one.
+    pub(crate) fn page(
+        &mut self,
+        text: &str,
+        mut take: impl FnMut(&RawValue) -> Option<Arc<str>>,
+    ) -> Result<Next, Failure> {
+        let page: Page<'_> =
+            serde_json::from_str(text).map_err(|e| Failure::Other(format!("the answer is no list: {e}")))?;
+        for item in page.items.unwrap_or_default() {
+            self.items += 1;
+            match take(item) {
+                Some(name) => {
+                    self.names.insert(name);
+                }
+                None => self.nameless += 1,
+            }
+        }
+        if let Some(token) = page.metadata.token.filter(|token| !token.is_empty()) {
+            return Ok(Next::Page(token));
+        }
+        let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+        version
+            .map(Next::Complete)
+            .ok_or_else(|| Failure::Other("the list has no resourceVersion, so it cannot be trusted".to_owned()))
+    }
+
+    /// Whether the complete list says that the object is no more. What cannot be named may be any of those that are missing.
+    pub(crate) fn ended(&self, name: &str) -> bool {
+        self.nameless == 0 && !self.names.contains(name)
+    }
+
+    /// Whether the list had nothing at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items == 0
+    }
 }
 
 /// A page's frame.
@@ -85,6 +124,48 @@ struct VersionMeta {
     resource_version: Option<String>,
 }
 
+/// One kind of the whole cluster, and the board on which its watch is shown.
+pub(crate) struct OfKind {
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) kind: Kind,
+}
+
+impl Taker for OfKind {
+    fn page(&self, text: &str, seen: &mut Seen) -> Result<Next, Failure> {
+        self.feed.page(self.kind, text, seen)
+    }
+
+    fn complete(&self, seen: &Seen) -> Result<(), Failure> {
+        self.feed.complete(self.kind, seen)?;
+        self.board.listed(self.kind);
+        Ok(())
+    }
+
+    fn events(&self, lines: &[u8], version: &mut String) -> Result<(), Failure> {
+        self.feed.events(self.kind, lines, version)
+    }
+
+    fn phase(&self, phase: Phase) {
+        self.board.set_phase(self.kind, phase);
+    }
+
+    fn heard(&self) {
+        self.board.heard(self.kind);
+    }
+
+    fn failed(&self, failure: &Failure) {
+        self.board.failed(self.kind, failure.text());
+        if matches!(failure, Failure::Unreachable(_)) {
+            self.feed.unreachable.notify_one();
+        }
+    }
+
+    fn crowd(&self) -> usize {
+        self.feed.nodes()
+    }
+}
+
 impl Feed {
     pub(crate) fn new(writer: Writer) -> Self {
         Self { state: Mutex::new(State { writer, listed: [false; 4] }), unreachable: Notify::new() }
@@ -106,26 +187,10 @@ impl Feed {
 
     /// Takes a page of a list.
     pub(crate) fn page(&self, kind: Kind, text: &str, seen: &mut Seen) -> Result<Next, Failure> {
-        let page: Page<'_> =
-            serde_json::from_str(text).map_err(|e| Failure::Other(format!("the answer is no list: {e}")))?;
         let mut state = self.lock();
-        for item in page.items.unwrap_or_default() {
-            seen.items += 1;
-            match state.object(kind, item) {
-                Some(name) => {
-                    seen.names.insert(name);
-                }
-                None => seen.nameless += 1,
-            }
-        }
+        let next = seen.page(text, |item| state.object(kind, item));
         state.writer.publish();
-        if let Some(token) = page.metadata.token.filter(|token| !token.is_empty()) {
-            return Ok(Next::Page(token));
-        }
-        let version = page.metadata.resource_version.filter(|version| !version.is_empty());
-        version
-            .map(Next::Complete)
-            .ok_or_else(|| Failure::Other("the list has no resourceVersion, so it cannot be trusted".to_owned()))
+        next
     }
 
     /// A list is complete: what it did not show is no more.
@@ -134,20 +199,16 @@ impl Feed {
         let known = state.writer.view.len(kind);
         // A cluster without Services, slices or Nodes is a server that lost its data or that we may not read; a node whose Pods
         // are all gone is one, too, since our own is among them.
-        if seen.items == 0 && known > 0 {
+        if seen.is_empty() && known > 0 {
             return Err(Failure::Other(format!(
                 "the API lists no {kind} where {known} were known; that is not believed, the last good view stays"
             )));
         }
-        // What cannot be named may be any of those that are missing.
-        if seen.nameless == 0 {
-            let names = state.writer.view.names(kind);
-            let gone = names.into_iter().filter(|name| !seen.names.contains(name));
-            let gone: Vec<Key> = gone.map(|name| Key { kind, name }).collect();
-            state.writer.remove(&gone);
-            for key in &gone {
-                state.writer.board.mended(SOURCE, &key.to_string());
-            }
+        let names = state.writer.view.names(kind);
+        let gone: Vec<Key> = names.into_iter().filter(|name| seen.ended(name)).map(|name| Key { kind, name }).collect();
+        state.writer.remove(&gone);
+        for key in &gone {
+            state.writer.board.mended(SOURCE, &key.to_string());
         }
         state.listed[kind.index()] = true;
         if state.listed == [true; 4] {
@@ -160,13 +221,10 @@ impl Feed {
     /// Takes whole lines of a watch; publishes once for all. Moves `version` to that of the last object.
     pub(crate) fn events(&self, kind: Kind, lines: &[u8], version: &mut String) -> Result<(), Failure> {
         let mut state = self.lock();
-        let mut result = Ok(());
-        for line in lines.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
-            result = state.event(kind, line, version);
-            if result.is_err() {
-                break;
-            }
-        }
+        let result = events(lines, version, |change, object| match change {
+            Change::Is => state.object(kind, object).map(drop).or(Some(())),
+            Change::Gone => state.deleted(kind, object),
+        });
         state.writer.publish();
         result
     }
@@ -250,32 +308,52 @@ impl State {
         self.writer.board.problem(SOURCE, object, error);
     }
 
-    fn event(&mut self, kind: Kind, line: &[u8], version: &mut String) -> Result<(), Failure> {
+    /// Takes an object's deletion.
+    fn deleted(&mut self, kind: Kind, object: &RawValue) -> Option<()> {
+        self.writer.work.parsed += 1;
+        let key = match manifest::json_item(object.get(), Some(kind), &mut self.writer.context) {
+            Ok(Parsed::Object(reduced)) => Some(reduced.key),
+            Ok(_) => None,
+            Err(unfit) => unfit.key,
+        }?;
+        self.writer.remove([&key]);
+        self.writer.board.mended(SOURCE, &key.to_string());
+        Some(())
+    }
+}
+
+/// What a watch tells of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It is there, as it is now.
+    Is,
+    /// It is no more.
+    Gone,
+}
+
+/// Reads whole lines of a watch and hands each change to `take`, which gives `None` for a deletion of nobody knows what. Moves
+/// `version` to that of the last object.
+pub(crate) fn events(
+    lines: &[u8],
+    version: &mut String,
+    mut take: impl FnMut(Change, &RawValue) -> Option<()>,
+) -> Result<(), Failure> {
+    for line in lines.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
         // A line that cannot be read may have been any event: only a list tells what was lost.
         let lost = |error: &dyn std::fmt::Display| Failure::Gone(format!("the watch sends what is no event: {error}"));
         let Line { event, object } = serde_json::from_slice(line).map_err(|error| lost(&error))?;
         match event.as_str() {
             "ADDED" | "MODIFIED" => {
-                self.object(kind, object);
+                take(Change::Is, object);
             }
-            "DELETED" => {
-                self.writer.work.parsed += 1;
-                let key = match manifest::json_item(object.get(), Some(kind), &mut self.writer.context) {
-                    Ok(Parsed::Object(reduced)) => Some(reduced.key),
-                    Ok(_) => None,
-                    Err(unfit) => unfit.key,
-                };
-                let key = key.ok_or_else(|| lost(&"a deletion without a name"))?;
-                self.writer.remove([&key]);
-                self.writer.board.mended(SOURCE, &key.to_string());
-            }
+            "DELETED" => take(Change::Gone, object).ok_or_else(|| lost(&"a deletion without a name"))?,
             "BOOKMARK" => {}
             "ERROR" => {
                 let status: ApiStatus = serde_json::from_str(object.get()).unwrap_or_default();
                 return Err(Failure::of_status(status.code, &status.message));
             }
             // A kind of event that is yet to be invented.
-            _ => return Ok(()),
+            _ => continue,
         }
         if let Ok(Versioned { metadata: VersionMeta { resource_version: Some(newer) } }) =
             serde_json::from_str(object.get())
@@ -283,6 +361,6 @@ impl State {
         {
             *version = newer;
         }
-        Ok(())
     }
+    Ok(())
 }

@@ -64,7 +64,11 @@ impl Permission {
             Kind::Service => ("", "services", "names, ports and cluster addresses"),
             Kind::EndpointSlice => ("discovery.k8s.io", "endpointslices", "pods of each Service; the other proxies"),
             Kind::Node => ("", "nodes", "which addresses are nodes and which are pods"),
-            Kind::Pod => ("", "pods", "who asks, who is asked; requested for `spec.nodeName` = this node"),
+            Kind::Pod => (
+                "",
+                "pods",
+                "who asks, who is asked; requested for `spec.nodeName` = this node, and for other nodes whose claims are checked",
+            ),
         };
         Self { group, version: "v1", resource, verbs: VERBS, why }
     }

@@ -13,6 +13,7 @@ use crate::writer::Writer;
 
 mod away;
 mod bad_answers;
+mod claims;
 mod server;
 
 use server::{Answer, Asked, Script, Server, until};

@@ -9,8 +9,26 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Timing;
 use super::api::{Api, Failure, Lines};
-use super::feed::{Feed, Next, Seen};
-use crate::status::{Board, Phase};
+use super::feed::{Next, Seen};
+use crate::status::Phase;
+
+/// Takes what a watch reads, and hears how it fares.
+pub(crate) trait Taker: Send + Sync + 'static {
+    /// A page of a list.
+    fn page(&self, text: &str, seen: &mut Seen) -> Result<Next, Failure>;
+    /// The list is complete: what it did not show is no more.
+    fn complete(&self, seen: &Seen) -> Result<(), Failure>;
+    /// Whole lines of a watch. Moves `version` to that of the last object.
+    fn events(&self, lines: &[u8], version: &mut String) -> Result<(), Failure>;
+    /// What the watch does now.
+    fn phase(&self, phase: Phase);
+    /// The server said something.
+    fn heard(&self);
+    /// An attempt failed; the next one comes after a back-off.
+    fn failed(&self, failure: &Failure);
+    /// How many nodes are asking the server with us; by this the haste of each is measured (`SHARE`).
+    fn crowd(&self) -> usize;
+}
 
 /// Where a watch is.
 enum State {
@@ -29,10 +47,9 @@ impl State {
 }
 
 /// See the module's text.
-pub(crate) struct Watch {
+pub(crate) struct Watch<T> {
     api: Api,
-    feed: Arc<Feed>,
-    board: Arc<Board>,
+    taker: Arc<T>,
     timing: Timing,
     backoff: Backoff,
     /// Watches in a row that said nothing until they were given up.
@@ -42,10 +59,10 @@ pub(crate) struct Watch {
 /// After this many silent watches in a row the list is asked for again: the server's own view may be stuck.
 const STALLS: u32 = 2;
 
-impl Watch {
-    pub(crate) fn new(api: Api, feed: Arc<Feed>, board: Arc<Board>, timing: Timing) -> Self {
+impl<T: Taker> Watch<T> {
+    pub(crate) fn new(api: Api, taker: Arc<T>, timing: Timing) -> Self {
         let backoff = Backoff::new(timing);
-        Self { api, feed, board, timing, backoff, stalls: 0 }
+        Self { api, taker, timing, backoff, stalls: 0 }
     }
 
     pub(crate) async fn run(mut self) {
@@ -64,21 +81,20 @@ impl Watch {
     }
 
     async fn list(&mut self, token: Option<String>, mut seen: Seen) -> State {
-        let kind = self.api.kind();
-        self.board.set_phase(kind, Phase::Listing);
+        self.taker.phase(Phase::Listing);
         let next = match self.api.page(token.as_deref()).await {
-            Ok(text) => self.feed.page(kind, &text, &mut seen),
+            Ok(text) => self.taker.page(&text, &mut seen),
             Err(failure) => Err(failure),
         };
         match next {
             Ok(Next::Page(token)) => {
-                self.board.heard(kind);
+                self.taker.heard();
                 State::List { token: Some(token), seen }
             }
-            Ok(Next::Complete(version)) => match self.feed.complete(kind, &seen) {
+            Ok(Next::Complete(version)) => match self.taker.complete(&seen) {
                 Ok(()) => {
-                    self.board.heard(kind);
-                    self.board.listed(kind);
+                    self.taker.heard();
+                    self.api.listed();
                     State::Open { version }
                 }
                 Err(failure) => {
@@ -101,8 +117,8 @@ impl Watch {
     async fn open(&mut self, version: String) -> State {
         match self.api.watch(&version).await {
             Ok(lines) => {
-                self.board.heard(self.api.kind());
-                self.board.set_phase(self.api.kind(), Phase::Watching);
+                self.taker.heard();
+                self.taker.phase(Phase::Watching);
                 State::Follow { version, lines, since: Instant::now(), heard: false }
             }
             Err(failure) => self.lost(&failure, version).await,
@@ -110,11 +126,10 @@ impl Watch {
     }
 
     async fn follow(&mut self, mut version: String, mut lines: Lines, since: Instant, heard: bool) -> State {
-        let kind = self.api.kind();
         match timeout(self.timing.stall, lines.next()).await {
-            Ok(Ok(Some(text))) => match self.feed.events(kind, &text, &mut version) {
+            Ok(Ok(Some(text))) => match self.taker.events(&text, &mut version) {
                 Ok(()) => {
-                    self.board.heard(kind);
+                    self.taker.heard();
                     self.backoff.reset();
                     self.stalls = 0;
                     State::Follow { version, lines, since, heard: true }
@@ -147,13 +162,10 @@ impl Watch {
     }
 
     async fn failed(&mut self, failure: &Failure) {
-        self.board.failed(self.api.kind(), failure.text());
-        let nodes = self.feed.nodes();
+        self.taker.failed(failure);
+        let nodes = self.taker.crowd();
         let wait = match failure {
-            Failure::Unreachable(_) => {
-                self.feed.unreachable.notify_one();
-                self.backoff.unreachable(nodes)
-            }
+            Failure::Unreachable(_) => self.backoff.unreachable(nodes),
             Failure::Gone(_) | Failure::Other(_) => self.backoff.next(nodes),
         };
         sleep(wait).await;

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::Context;
 use super::raw::{RawConditions, RawEndpoint, RawMeta, RawObject, RawPort, RawSpec, RawTargetRef};
-use crate::object::{EndpointObject, Key, Object, PortObject, ServiceObject, SliceObject};
+use crate::object::{EndpointObject, Key, Object, PortObject, ServiceObject, SliceObject, stand_in_uid};
 use crate::status::Kind;
 
 /// Where objects without a namespace are, as kubectl has it.
@@ -190,7 +190,10 @@ fn state(conditions: RawConditions) -> EndpointState {
 fn pod(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Option<Pod> {
     let spec = raw.spec.as_ref()?;
     let status = raw.status.as_ref();
-    let node = spec.node_name.as_deref().filter(|node| **node == *context.node_name)?;
+    let node = spec
+        .node_name
+        .as_deref()
+        .filter(|node| !node.is_empty() && (context.every_node || **node == *context.node_name))?;
     // A finished pod keeps its address in its status although another pod may have it by now.
     if matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")) {
         return None;
@@ -200,7 +203,7 @@ fn pod(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Option<Pod>
     // Manifests written by hand have no uid; the directory keys pods by it, so a name that no uid can be stands in.
     let uid = match raw.metadata.uid.as_deref().filter(|uid| !uid.is_empty()) {
         Some(uid) => Arc::from(uid),
-        None => service_key(&namespace, name),
+        None => stand_in_uid(&namespace, name),
     };
     let many = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default();
     let mut written: SmallVec<[&str; 2]> = many.iter().filter_map(|ip| ip.ip.as_deref()).collect();

@@ -47,6 +47,18 @@ const DIRECTORY_COMPLETE: MetricDoc = MetricDoc {
     labels: &[],
     help: "1 once every kind of object has been listed.",
 };
+const CLAIMS: MetricDoc = MetricDoc {
+    name: "posthouse_claims_total",
+    kind: "counter",
+    labels: &["result"],
+    help: "Claims of who sends, made by other nodes' proxies and held against the Pods of the API: 'verified', 'false' (no such pod there, or with another uid or service account), 'unknown' (the API is away, or a limit is reached).",
+};
+const CLAIM_NODES: MetricDoc = MetricDoc {
+    name: "posthouse_claim_nodes",
+    kind: "gauge",
+    labels: &[],
+    help: "Other nodes whose Pods are watched to check claims; at most 512, each until nobody asked for 10 minutes.",
+};
 const WATCH_AGE: MetricDoc = MetricDoc {
     name: "posthouse_directory_age_seconds",
     kind: "gauge",
@@ -121,6 +133,8 @@ pub(crate) const METRICS: &[MetricDoc] = &[
     WATCH_FAILING,
     WATCH_LISTS,
     DIRECTORY_SKIPPED,
+    CLAIMS,
+    CLAIM_NODES,
     DIRECTORY_PROBLEMS,
     START,
     CPU,
@@ -164,6 +178,10 @@ fn directory_state(page: &mut Page, directory: &DirectoryHandle, discovery: &Sta
     );
     page.family(&WATCH_LISTS, watches().map(|(label, watch)| (label, watch.lists as f64)));
     page.family(&DIRECTORY_SKIPPED, one(discovery.work.skipped as f64));
+    let claims = discovery.claims;
+    let results = [("verified", claims.verified), ("false", claims.refuted), ("unknown", claims.unknown)];
+    page.family(&CLAIMS, results.map(|(result, count)| (vec![result], count as f64)));
+    page.family(&CLAIM_NODES, one(claims.nodes as f64));
     page.family(&DIRECTORY_PROBLEMS, one(discovery.problems.len() as f64 + discovery.problems_dropped as f64));
 }
 
