@@ -3,12 +3,14 @@
 //! [`Plain`] (`--tls off`) has bytes in the clear and tells the peer by its address alone.
 
 mod certificates;
+mod files;
 mod material;
 mod metrics;
 mod roots;
 mod spiffe;
 #[cfg(test)]
 mod test_ca;
+mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,10 +23,12 @@ use rustls::crypto::CryptoProvider;
 use tokio::net::{TcpSocket, TcpStream};
 
 pub use certificates::{CertificateState, Certificates, Current, Rejected, State};
+pub use files::{Files, FilesError};
 pub use material::{Material, MaterialError, Part, Pem, Problem};
 pub use metrics::METRICS;
 pub use roots::{Root, Verdict};
 pub use spiffe::{NameError, SpiffeId, TrustDomain};
+pub use tls::{Options, Tls};
 
 /// The cryptography of every link: AWS-LC, X25519MLKEM768 preferred.
 fn provider() -> &'static Arc<CryptoProvider> {
@@ -47,7 +51,7 @@ impl Plain {
         Self { source, connect_timeout }
     }
 
-    async fn dial(&self, address: SocketAddr) -> io::Result<BoxIo> {
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if self.source.is_ipv4() == address.is_ipv4() && !self.source.is_unspecified() {
             socket.bind(SocketAddr::new(self.source, 0))?;
@@ -56,13 +60,13 @@ impl Plain {
         let stream = tokio::time::timeout(self.connect_timeout, socket.connect(address))
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {address} in time")))??;
-        Ok(Box::new(stream))
+        Ok(stream)
     }
 }
 
 impl LinkTransport for Plain {
     fn connect<'a>(&'a self, peer: &'a Peer, _service: Option<&'a Service>) -> Connecting<'a, BoxIo> {
-        Box::pin(self.dial(peer.address))
+        Box::pin(async { Ok(Box::new(self.dial(peer.address).await?) as BoxIo) })
     }
 
     fn accept<'a>(

@@ -109,6 +109,7 @@ fn hint(verdict: &Verdict, expected: &str) -> String {
         Verdict::Unreadable | Verdict::Usage(_) | Verdict::Chain(_) => {
             "issue one for TLS servers and clients, version 3, with the certificates between it and the root".to_owned()
         }
+        Verdict::OtherName(_) => "issue one with this name".to_owned(),
         Verdict::NoUri | Verdict::SeveralUris(_) => format!("issue one whose one URI is {expected}"),
         Verdict::OtherIdentity { .. } => "issue one for this node or check --node-name and --trust-domain".to_owned(),
     }
@@ -149,16 +150,13 @@ impl Material {
         if !roots.any_valid_at(now) {
             return Err(MaterialError::new(Part::Roots, Problem::NoValidRoot));
         }
-        let facts = roots.judge(&certified.cert, Usage::Server, now).map_err(refused)?;
-        roots.judge(&certified.cert, Usage::Client, now).map_err(refused)?;
-        let found = facts.uri().map_err(refused)?;
-        if found != expected.as_str() {
-            let (found, expected) = (found.to_owned(), expected.as_str().to_owned());
-            return Err(refused(Verdict::OtherIdentity { found, expected }));
-        }
+        let (leaf, between) = certified.cert.split_first().ok_or(refused(Verdict::Unreadable))?;
+        let facts = roots.judge(leaf, between, Usage::Server, now).map_err(refused)?;
+        roots.judge(leaf, between, Usage::Client, now).map_err(refused)?;
+        facts.is_for(expected).map_err(refused)?;
         Ok(Self {
             id: expected.clone(),
-            fingerprint: fingerprint(&certified.cert[0]),
+            fingerprint: fingerprint(leaf),
             facts,
             certified: Arc::new(certified),
             roots: Arc::new(roots),
@@ -202,24 +200,28 @@ impl Material {
 
 /// Reads the three parts and checks that they are some chain, its key and some roots.
 pub(crate) fn read(pem: &Pem<'_>) -> Result<(CertifiedKey, Roots), MaterialError> {
-    let chain = certificates(pem.certificates, Part::Certificates, MAX_CHAIN)?;
-    let key = key(pem.key)?;
-    let certified = match CertifiedKey::from_der(chain, key, provider()) {
-        Ok(certified) => certified,
-        Err(error) => {
-            let (part, problem) = match error {
-                rustls::Error::InconsistentKeys(_) => (Part::Key, Problem::KeyMismatch),
-                rustls::Error::InvalidCertificate(_) => {
-                    (Part::Certificates, Problem::BrokenPem("its content is no certificate"))
-                }
-                _ => (Part::Key, Problem::UnusableKey),
-            };
-            return Err(MaterialError::new(part, problem));
-        }
-    };
-    let roots = certificates(pem.roots, Part::Roots, MAX_ROOTS)?;
-    let roots = Roots::new(&roots).map_err(|_| MaterialError::new(Part::Roots, Problem::UnreadableRoot))?;
-    Ok((certified, roots))
+    let certified = certified(pem.certificates, pem.key)?;
+    Ok((certified, read_roots(pem.roots)?))
+}
+
+/// Reads a trust bundle.
+pub(crate) fn read_roots(text: &[u8]) -> Result<Roots, MaterialError> {
+    let roots = certificates(text, Part::Roots, MAX_ROOTS)?;
+    Roots::new(&roots).map_err(|_| MaterialError::new(Part::Roots, Problem::UnreadableRoot))
+}
+
+fn certified(chain: &[u8], private: &[u8]) -> Result<CertifiedKey, MaterialError> {
+    let chain = certificates(chain, Part::Certificates, MAX_CHAIN)?;
+    CertifiedKey::from_der(chain, key(private)?, provider()).map_err(|error| {
+        let (part, problem) = match error {
+            rustls::Error::InconsistentKeys(_) => (Part::Key, Problem::KeyMismatch),
+            rustls::Error::InvalidCertificate(_) => {
+                (Part::Certificates, Problem::BrokenPem("its content is no certificate"))
+            }
+            _ => (Part::Key, Problem::UnusableKey),
+        };
+        MaterialError::new(part, problem)
+    })
 }
 
 fn certificates(text: &[u8], part: Part, limit: usize) -> Result<Vec<CertificateDer<'static>>, MaterialError> {

@@ -14,6 +14,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::provider;
+use crate::spiffe::SpiffeId;
 
 /// One trust root, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,15 @@ impl Facts {
         Ok(())
     }
 
+    /// Whether it is the certificate of `expected`.
+    pub(crate) fn is_for(&self, expected: &SpiffeId) -> Result<(), Verdict> {
+        let found = self.uri()?;
+        if found == expected.as_str() {
+            return Ok(());
+        }
+        Err(Verdict::OtherIdentity { found: found.to_owned(), expected: expected.as_str().to_owned() })
+    }
+
     /// The one URI, which is the identity.
     pub(crate) fn uri(&self) -> Result<&str, Verdict> {
         match self.uris.as_slice() {
@@ -107,6 +117,9 @@ pub enum Verdict {
     /// Another fault of the chain.
     #[error("the certificate's chain is not valid: {0}")]
     Chain(String),
+    /// Its DNS names do not have it.
+    #[error("the certificate is not for the name {0}")]
+    OtherName(String),
     /// No URI among the subject's alternative names.
     #[error("the certificate has no URI among its names")]
     NoUri,
@@ -124,7 +137,7 @@ pub enum Verdict {
 }
 
 /// What the certificate is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Usage {
     Client,
     Server,
@@ -149,10 +162,15 @@ impl Roots {
         self.list().any(|root| root.not_before <= now && now <= root.not_after)
     }
 
-    /// Judges a chain, end entity first: its validity now, its signatures up to a root that is itself valid now, its usage.
+    /// Judges a certificate and those between it and a root: its validity now, its signatures up to a root that is itself valid now, its usage.
     /// Names are the caller's.
-    pub(crate) fn judge(&self, chain: &[CertificateDer<'_>], usage: Usage, now: SystemTime) -> Result<Facts, Verdict> {
-        let (leaf, between) = chain.split_first().ok_or(Verdict::Unreadable)?;
+    pub(crate) fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        usage: Usage,
+        now: SystemTime,
+    ) -> Result<Facts, Verdict> {
         let facts = Facts::read(leaf)?;
         facts.valid_at(now)?;
         let valid = |root: &Root| root.not_before <= now && now <= root.not_after;
