@@ -27,7 +27,7 @@ use watch::{Taker, Watch};
 
 use peers::Peers;
 
-pub use api::chain;
+pub use posthouse_model::chain;
 pub use permissions::{PERMISSIONS, Permission, Verb};
 
 /// Under this name problems with objects of the API are shown.
@@ -95,7 +95,7 @@ impl Drop for KubeSource {
 /// # Errors
 /// There is neither, or it makes no sense; in words.
 pub(crate) async fn client() -> Result<Client, String> {
-    let mut config = Config::infer().await.map_err(|error| api::chain(&error))?;
+    let mut config = Config::infer().await.map_err(|error| chain(&error))?;
     config.connect_timeout = Some(CONNECT);
     // A watch may be silent for longer than any limit of reading; ours are in `Timing`.
     config.read_timeout = None;
@@ -103,7 +103,7 @@ pub(crate) async fn client() -> Result<Client, String> {
     config.default_retry = false;
     // kube takes HTTPS_PROXY from the environment. On a node of this mesh that may well be us.
     config.proxy_url = None;
-    Client::try_from(config).map_err(|error| api::chain(&error))
+    Client::try_from(config).map_err(|error| chain(&error))
 }
 
 impl KubeSource {

@@ -5,7 +5,9 @@
 
 pub mod address;
 pub mod authority;
+mod causes;
 pub mod directory;
+pub mod issuance;
 pub mod metric;
 pub mod resolve;
 pub mod stats;
@@ -13,6 +15,7 @@ pub mod transport;
 pub mod workload;
 
 pub use authority::{Authority, AuthorityError, Host};
+pub use causes::chain;
 pub use directory::{
     AppProtocol, Directory, DirectoryHandle, Endpoint, EndpointSet, EndpointState, Node, Peer, Pod, PodRef, Service,
     ServiceKey, ServiceKind, ServicePort,

@@ -11,6 +11,7 @@ use kube::Client;
 use kube::api::{ListParams, WatchParams};
 use kube::client::Body;
 use kube::core::Request;
+use posthouse_model::chain;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -215,20 +216,4 @@ fn is_unreachable(error: &(dyn StdError + 'static)) -> bool {
         next = error.source();
     }
     false
-}
-
-/// An error of the Kubernetes client with its causes, in one line: hyper's own words are only "client error (Connect)".
-#[must_use]
-pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = cause.source();
-    }
-    text
 }
