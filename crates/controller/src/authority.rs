@@ -216,6 +216,5 @@ pub(crate) fn to_pem(der: &CertificateDer<'_>) -> String {
     pem
 }
 
-
 #[cfg(test)]
 mod tests;

@@ -87,9 +87,8 @@ impl Bundle {
                 root.until = Some(root.until.unwrap_or(now + longest.as_secs().max(1)));
             }
         }
-        next.roots.retain(|_, root| {
-            root.until.is_none_or(|until| now < until && now < seconds(end_of(&root.certificate)))
-        });
+        next.roots
+            .retain(|_, root| root.until.is_none_or(|until| now < until && now < seconds(end_of(&root.certificate))));
         next
     }
 
@@ -152,7 +151,6 @@ fn hex(bytes: &[u8]) -> String {
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -111,7 +111,10 @@ impl Keeper {
                 Some(error) => {
                     ::metrics::counter!(metrics::FAILURES, "task" => "authority").increment(1);
                     if self.failed.as_ref() != Some(error) {
-                        tracing::error!(error, "the certificate authority cannot be kept up; what signed so far goes on");
+                        tracing::error!(
+                            error,
+                            "the certificate authority cannot be kept up; what signed so far goes on"
+                        );
                     }
                     self.settings.timing.retry
                 }
@@ -139,9 +142,7 @@ impl Keeper {
         }
         let (bundle, id) = self.publish(&authority, next_roots(&secret)?, now).await?;
         let informed = self.informed(&bundle, &authority, &secret, &id).await?;
-        if ours
-            && let Step::Switch { forced } = self.step(&secret, &authority, now, informed == Some(true))?
-        {
+        if ours && let Step::Switch { forced } = self.step(&secret, &authority, now, informed == Some(true))? {
             secret = self.switch(secret, forced).await?;
             authority = read(&secret)?;
             // Also notes until when the old root has to stay.
@@ -358,7 +359,8 @@ impl Keeper {
             return Ok(false);
         }
         let deployment = self.deployments.get_opt(DEPLOYMENT).await;
-        let Some(uid) = deployment.tried("Deployment posthouse-controller cannot be read")?.and_then(|d| d.metadata.uid)
+        let Some(uid) =
+            deployment.tried("Deployment posthouse-controller cannot be read")?.and_then(|d| d.metadata.uid)
         else {
             return Ok(false);
         };

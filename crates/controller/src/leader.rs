@@ -101,7 +101,8 @@ impl Elector {
             leads.send_if_modified(|leads| std::mem::replace(leads, renewed.is_some()) != renewed.is_some());
             // A tenth of jitter, so that replicas do not ask in step.
             let wait = self.times.retry.mul_f64(1.0 + fastrand::f64() / 10.0);
-            let wait = renewed.map_or(wait, |at| wait.min((at + self.times.renew).saturating_duration_since(Instant::now())));
+            let wait =
+                renewed.map_or(wait, |at| wait.min((at + self.times.renew).saturating_duration_since(Instant::now())));
             tokio::select! {
                 () = sleep(wait) => {}
                 _ = stop.changed() => break,

@@ -120,12 +120,8 @@ impl Health {
 /// Runs until `stop` changes or its sender is gone, then gives the lead up.
 pub async fn run(client: Client, settings: Settings, health: Health, stop: watch::Receiver<()>) {
     let settings = Arc::new(settings);
-    let elector = leader::Elector::new(
-        &client,
-        &settings.namespace,
-        settings.identity.clone(),
-        settings.timing.election,
-    );
+    let elector =
+        leader::Elector::new(&client, &settings.namespace, settings.identity.clone(), settings.timing.election);
     let mut leads = health.leads.subscribe();
     let work = async {
         loop {

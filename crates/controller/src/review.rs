@@ -228,6 +228,5 @@ fn names(request: &X509CertificationRequest<'_>, uri: &str) -> Result<(), Denial
     }
 }
 
-
 #[cfg(test)]
 mod tests;

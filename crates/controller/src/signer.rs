@@ -103,7 +103,10 @@ pub(crate) async fn run(client: &Client, settings: Arc<Settings>, signing: Arc<S
         match outcome {
             Ok(_) => {}
             // Told by `again`, or the object is gone.
-            Err(kube::runtime::controller::Error::ReconcilerFailed(..) | kube::runtime::controller::Error::ObjectNotFound(_)) => {}
+            Err(
+                kube::runtime::controller::Error::ReconcilerFailed(..)
+                | kube::runtime::controller::Error::ObjectNotFound(_),
+            ) => {}
             Err(error) => {
                 ::metrics::counter!(metrics::FAILURES, "task" => "request").increment(1);
                 tracing::warn!(error = chain(&error), "certificate requests cannot be watched");
@@ -135,7 +138,8 @@ impl Context {
             return Ok(Action::await_change());
         }
         let has = |kind: &str| conditions(csr).iter().any(|condition| condition.type_ == kind);
-        let issued = csr.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|c| !c.0.is_empty());
+        let issued =
+            csr.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|c| !c.0.is_empty());
         if has(DENIED) || has(FAILED) {
             return Ok(Action::await_change());
         }
@@ -161,12 +165,7 @@ impl Context {
     }
 
     /// A request that somebody approved by hand cannot be denied any more; it fails.
-    async fn deny(
-        &self,
-        csr: &CertificateSigningRequest,
-        denial: &Denial,
-        approved: bool,
-    ) -> Result<Action, Error> {
+    async fn deny(&self, csr: &CertificateSigningRequest, denial: &Denial, approved: bool) -> Result<Action, Error> {
         let Denial { reason, message } = denial;
         let (kind, subresource) = if approved { (FAILED, "status") } else { (DENIED, "approval") };
         let changed = with_condition(csr, kind, reason.as_str(), message);

@@ -27,8 +27,8 @@ use watch::{Taker, Watch};
 
 use peers::Peers;
 
-pub use posthouse_model::chain;
 pub use permissions::{PERMISSIONS, Permission, Verb};
+pub use posthouse_model::chain;
 
 /// Under this name problems with objects of the API are shown.
 pub(crate) const SOURCE: &str = "kube";

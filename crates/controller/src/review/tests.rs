@@ -157,7 +157,12 @@ fn everything_else_is_denied_and_the_message_says_why() {
         ("a kubelet", with_user("system:node:node-a"), Reason::NotAProxy, "system:node:node-a"),
         // For which node.
         ("no extra at all", changed(|spec| spec.extra = None), Reason::NodeUnknown, "1.30"),
-        ("a token of no pod", changed(|spec| spec.extra = Some(BTreeMap::new())), Reason::NodeUnknown, "token of a pod"),
+        (
+            "a token of no pod",
+            changed(|spec| spec.extra = Some(BTreeMap::new())),
+            Reason::NodeUnknown,
+            "token of a pod",
+        ),
         ("an empty list", with_nodes(&[]), Reason::NodeUnknown, "1.30"),
         ("an empty name", with_nodes(&[""]), Reason::NodeUnknown, "one node's name"),
         ("two nodes", with_nodes(&["node-a", "node-b"]), Reason::NodeUnknown, "node-b"),
@@ -174,7 +179,12 @@ fn everything_else_is_denied_and_the_message_says_why() {
         ("an address", with_names(vec![SanType::IpAddress([10, 0, 0, 1].into())]), Reason::WrongName, "may for"),
         ("a trailing slash", with_names(vec![uri(&format!("{URI}/"))]), Reason::WrongName, "node-a/"),
         ("another case", with_names(vec![uri("spiffe://cluster.local/node/Node-a")]), Reason::WrongName, "Node-a"),
-        ("a scheme in capitals", with_names(vec![uri("SPIFFE://cluster.local/node/node-a")]), Reason::WrongName, "SPIFFE"),
+        (
+            "a scheme in capitals",
+            with_names(vec![uri("SPIFFE://cluster.local/node/node-a")]),
+            Reason::WrongName,
+            "SPIFFE",
+        ),
         ("another trust domain", with_names(vec![uri("spiffe://other/node/node-a")]), Reason::WrongName, "other"),
         ("a pod's name", with_names(vec![uri("spiffe://cluster.local/ns/shop/sa/web")]), Reason::WrongName, "sa/web"),
         ("an escape", with_names(vec![uri("spiffe://cluster.local/node/node%2Da")]), Reason::WrongName, "%2D"),
@@ -193,7 +203,12 @@ fn everything_else_is_denied_and_the_message_says_why() {
             Reason::UnwantedExtension,
             "2.5.29.19",
         ),
-        ("no authority, said aloud", with_params(|p| p.is_ca = IsCa::ExplicitNoCa), Reason::UnwantedExtension, "2.5.29.19"),
+        (
+            "no authority, said aloud",
+            with_params(|p| p.is_ca = IsCa::ExplicitNoCa),
+            Reason::UnwantedExtension,
+            "2.5.29.19",
+        ),
         (
             "key usages",
             with_params(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]),
@@ -221,8 +236,18 @@ fn everything_else_is_denied_and_the_message_says_why() {
         // What is no request.
         ("nothing", with_request(vec![]), Reason::BadRequest, "no PEM block"),
         ("no PEM", with_request(b"hello".to_vec()), Reason::BadRequest, "no PEM block"),
-        ("half a block", with_request(b"-----BEGIN CERTIFICATE REQUEST-----\nMII=\n".to_vec()), Reason::BadRequest, "PEM"),
-        ("another block", with_request(KeyPair::generate().unwrap().serialize_pem().into()), Reason::BadRequest, "no PEM"),
+        (
+            "half a block",
+            with_request(b"-----BEGIN CERTIFICATE REQUEST-----\nMII=\n".to_vec()),
+            Reason::BadRequest,
+            "PEM",
+        ),
+        (
+            "another block",
+            with_request(KeyPair::generate().unwrap().serialize_pem().into()),
+            Reason::BadRequest,
+            "no PEM",
+        ),
         ("nonsense inside", with_request(encode(b"nonsense")), Reason::BadRequest, "cannot be read"),
         ("two requests", with_request(two_requests), Reason::BadRequest, "more than one"),
         ("a long one", with_request(vec![b'-'; MAX_REQUEST + 1]), Reason::BadRequest, "too long"),
