@@ -45,11 +45,11 @@ const MADE: (&str, &str) = ("posthouse.io/made-by", "posthouse-controller");
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The API does not do what it is asked.
-    #[error("{what}: {}", chain(.source))]
+    #[error("{what}: {}", chain(&**.source))]
     Api {
         what: &'static str,
         #[source]
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
     /// The Secret cannot be used.
     #[error("Secret {SECRET}: {0}")]
@@ -57,6 +57,9 @@ pub(crate) enum Error {
     /// There is no Secret, and we are not to make it.
     #[error("Secret {SECRET} is missing, and --ca is 'adopt': make it (type kubernetes.io/tls, with ca.crt)")]
     Missing,
+    /// Somebody else has an object of a name of ours.
+    #[error("ConfigMap {0} is not by this controller: delete it, or rename what makes it")]
+    Foreign(&'static str),
 }
 
 /// Says what was tried.
@@ -66,7 +69,7 @@ trait Tried<T> {
 
 impl<T> Tried<T> for Result<T, kube::Error> {
     fn tried(self, what: &'static str) -> Result<T, Error> {
-        self.map_err(|source| Error::Api { what, source })
+        self.map_err(|source| Error::Api { what, source: Box::new(source) })
     }
 }
 
@@ -137,12 +140,12 @@ impl Keeper {
         let ours = is_ours(&secret.metadata);
         let mut authority = read(&secret)?;
 
-        if ours && self.step(&secret, &authority, now, false)? == Step::Begin {
+        if ours && self.step(&secret, &authority, now, false) == Step::Begin {
             secret = self.begin(secret, now).await?;
         }
         let (bundle, id) = self.publish(&authority, next_roots(&secret)?, now).await?;
         let informed = self.informed(&bundle, &authority, &secret, &id).await?;
-        if ours && let Step::Switch { forced } = self.step(&secret, &authority, now, informed == Some(true))? {
+        if ours && let Step::Switch { forced } = self.step(&secret, &authority, now, informed == Some(true)) {
             secret = self.switch(secret, forced).await?;
             authority = read(&secret)?;
             // Also notes until when the old root has to stay.
@@ -152,16 +155,15 @@ impl Keeper {
         Ok(())
     }
 
-    fn step(&self, secret: &Secret, authority: &Authority, now: SystemTime, known: bool) -> Result<Step, Error> {
-        let step = step(&Facts {
+    fn step(&self, secret: &Secret, authority: &Authority, now: SystemTime, known: bool) -> Step {
+        step(&Facts {
             now,
             not_after: authority.not_after,
             lifetime: authority.lifetime(),
             longest: self.settings.certificate_lifetime,
             next: value(secret, NEXT_CERTIFICATE).is_some() && value(secret, NEXT_KEY).is_some(),
             known_everywhere: known,
-        });
-        Ok(step)
+        })
     }
 
     /// Makes the first authority.
@@ -226,6 +228,9 @@ impl Keeper {
         now: SystemTime,
     ) -> Result<(Bundle, String), Error> {
         let found = self.maps.get_opt(BUNDLE).await.tried("ConfigMap posthouse-trust cannot be read")?;
+        if found.as_ref().is_some_and(|map| !is_ours(&map.metadata)) {
+            return Err(Error::Foreign(BUNDLE));
+        }
         let before = found.as_ref().map(Bundle::read).unwrap_or_default();
         let used = authority.roots.iter().chain(&next);
         let bundle = before.wanted(used, now, self.settings.certificate_lifetime);

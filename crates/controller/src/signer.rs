@@ -95,9 +95,11 @@ pub(crate) async fn run(client: &Client, settings: Arc<Settings>, signing: Arc<S
     };
     let context = Arc::new(Context { api: api.clone(), settings, signing, rules });
     let watched = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
-    let answers = Controller::new(api, watched)
-        .with_config(Config::default().concurrency(CONCURRENT))
-        .run(answer, again, context);
+    let answers = Controller::new(api, watched).with_config(Config::default().concurrency(CONCURRENT)).run(
+        answer,
+        |csr, error, context| again(&csr, error, &context),
+        context,
+    );
     let mut answers = std::pin::pin!(answers);
     while let Some(outcome) = answers.next().await {
         match outcome {
@@ -116,7 +118,7 @@ pub(crate) async fn run(client: &Client, settings: Arc<Settings>, signing: Arc<S
 }
 
 /// When a request that could not be answered is tried again.
-fn again(csr: Arc<CertificateSigningRequest>, error: &Error, context: Arc<Context>) -> Action {
+fn again(csr: &CertificateSigningRequest, error: &Error, context: &Context) -> Action {
     // Somebody wrote in between: the watch brings the new version, this is for when it does not.
     if matches!(error, Error::Api(kube::Error::Api(status)) if status.code == 409 || status.code == 404) {
         return Action::requeue(context.settings.timing.retry);

@@ -392,7 +392,7 @@ async fn anothers_authority_is_followed_and_never_written() {
     // In its last third, and nothing happens: that is its maker's business.
     cluster.pass_days(9);
     passes().await;
-    assert_eq!(cluster.bundle().unwrap().0, [first.clone()]);
+    assert_eq!(cluster.bundle().unwrap().0, std::slice::from_ref(&first));
     // Its maker renews it with another key: published at once, used when the node knows it.
     let (secret, second) = foreign(&cluster, 10);
     cluster.api.put(SECRETS, secret);
@@ -436,6 +436,22 @@ async fn a_bad_secret_is_left_alone_and_a_good_authority_goes_on_meanwhile() {
     assert!(signed_by(&cluster.certificate(&request).await, &root));
     assert_eq!(cluster.api.get(&format!("{SECRETS}/posthouse-ca")).unwrap()["data"], bad["data"]);
     assert_eq!(cluster.api.writers(&format!("{SECRETS}/posthouse-ca")), Vec::<String>::new());
+    controller.stop().await;
+    cluster.nobody_asked_for_more_than_is_allowed();
+}
+
+#[tokio::test]
+async fn anothers_trust_bundle_is_not_overwritten() {
+    let cluster = Cluster::new();
+    let theirs = json!({"metadata": {"name": "posthouse-trust"}, "data": {"ca.crt": "theirs"}});
+    cluster.api.put(MAPS, theirs.clone());
+    let controller = cluster.controller("one");
+    let request = cluster.request("node-a", "node-a", None).await;
+    passes().await;
+    assert_eq!(cluster.api.get(&format!("{MAPS}/posthouse-trust")).unwrap()["data"], theirs["data"]);
+    assert!(!cluster.has_certificate(&request), "a certificate whose root nobody is told of is of no use");
+    cluster.api.delete(MAPS, "posthouse-trust");
+    cluster.certificate(&request).await;
     controller.stop().await;
     cluster.nobody_asked_for_more_than_is_allowed();
 }
