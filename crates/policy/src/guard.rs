@@ -45,6 +45,12 @@ impl Set {
         }
     }
 
+    /// Whether `other` is this very set, so that nothing changed between them. A look at two pointers.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.policies.ptr_eq(&other.policies)
+    }
+
     /// Every policy, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.values()

@@ -14,6 +14,7 @@ use anyhow::Context;
 use posthouse_discovery::{Discovery, Settings, StartError, Status};
 use posthouse_identity::Plain;
 use posthouse_model::DirectoryHandle;
+use posthouse_model::workload::NoWorkloads;
 use posthouse_proxy::{Proxy, Timeouts, Workers};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -145,11 +146,13 @@ fn data_plane(config: &Config, directory: &DirectoryHandle) -> Arc<Proxy> {
         node_name: Arc::from(config.node_name.as_str()),
         node_ips: config.node_ips.clone(),
         cluster_domain: Arc::from(config.cluster_domain.as_str()),
+        trust_domain: Arc::from("cluster.local"),
+        service_certificates: false,
         missing_peer: config.missing_peer,
         own_addresses: config.listeners().map(|(_, address)| address).collect(),
         timeouts,
     };
-    Proxy::new(settings, directory.clone(), Arc::new(transport))
+    Proxy::new(settings, directory.clone(), Arc::new(transport), Arc::new(NoWorkloads))
 }
 
 /// Returns once every kind of object has been listed.

@@ -11,6 +11,7 @@ use http::HeaderValue;
 use http::uri::Authority;
 use posthouse_model::{Destination, Directory, Pod};
 
+use crate::authorise::Caller;
 use crate::error::Error;
 use crate::metrics::{RetryBudget, ServiceMetrics};
 use crate::outbound;
@@ -21,6 +22,8 @@ pub(crate) struct Client {
     pub(crate) worker: Rc<Worker>,
     /// The pod's namespace; `None` for the node itself and for clients that are not known yet.
     pub(crate) namespace: Option<Arc<str>>,
+    /// Who it is to policies and pods of this node.
+    pub(crate) caller: Caller,
     /// What the link says of the client.
     pub(crate) source: HeaderValue,
     /// Inside a tunnel: the tunnel's own target, which every request in it goes to.
@@ -43,8 +46,10 @@ pub(crate) struct Found {
 const REMEMBER: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Client {
-    pub(crate) fn new(worker: Rc<Worker>, pod: Option<&Pod>) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>, pod: Option<&Pod>, address: IpAddr) -> Self {
+        let config = &worker.proxy.config;
         Self {
+            caller: Caller::local(pod, Some(address), &config.node_name, &config.trust_domain),
             worker,
             namespace: pod.map(|pod| Arc::clone(&pod.id.namespace)),
             source: outbound::source_value(pod),
@@ -58,6 +63,7 @@ impl Client {
         Self {
             worker: Rc::clone(&self.worker),
             namespace: self.namespace.clone(),
+            caller: self.caller.clone(),
             source: self.source.clone(),
             tunnel: Some(target),
             last: RefCell::new(None),

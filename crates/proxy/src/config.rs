@@ -14,6 +14,10 @@ pub struct Config {
     pub node_ips: Vec<IpAddr>,
     /// The suffix of Service names, without dots at its ends.
     pub cluster_domain: Arc<str>,
+    /// The trust domain of identities, as in `spiffe://<trust-domain>/…`.
+    pub trust_domain: Arc<str>,
+    /// Whether Services that have a certificate of their own are reached by links that prove it (TLS mode `service`).
+    pub service_certificates: bool,
     /// What to do with an endpoint on a node without a ready proxy.
     pub missing_peer: MissingPeer,
     /// Our own listening addresses (outbound, link, admin, metrics): a request to one of them is a loop.

@@ -15,6 +15,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use crate::body::{Body, Frame, ReplayBody};
+use crate::downstream::LocalBoxFuture;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::h1;
 use crate::h2conn::StreamLease;
@@ -43,6 +44,20 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// The same request for another path, without its body, which stays with its owner.
+    pub(crate) fn with_path(&self, path: PathAndQuery) -> Self {
+        Self {
+            method: self.method.clone(),
+            path,
+            authority: self.authority.clone(),
+            https: self.https,
+            headers: self.headers.clone(),
+            body: Body::Empty,
+            upgrade: self.upgrade.clone(),
+            h2: self.h2,
+        }
+    }
+
     pub(crate) fn is_grpc(&self) -> bool {
         is_grpc(&self.headers)
     }
@@ -83,6 +98,8 @@ pub(crate) enum TunnelEnd {
         /// Counts the connection.
         #[expect(dead_code, reason = "held for its end")]
         open: OpenGauge,
+        /// Ready when the tunnel may no longer be: see [`crate::authorise::revoked`].
+        revoked: Option<LocalBoxFuture<'static, ()>>,
     },
     /// A stream of a link (or of an HTTP/2 client).
     H2 {

@@ -3,6 +3,7 @@
 //! The door: [`Proxy`] holds what the workers share, [`Workers`] runs one current-thread runtime a core with listeners,
 //! links and pools of its own. Start reading at `outbound.rs` (the sender's side) and `inbound.rs` (the receiver's).
 
+mod authorise;
 mod balance;
 mod body;
 mod client;

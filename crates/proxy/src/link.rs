@@ -13,7 +13,8 @@ use std::time::Duration;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use metrics::Gauge;
-use posthouse_model::Peer;
+use posthouse_model::directory::ServiceTls;
+use posthouse_model::{Peer, Service, ServiceKey};
 use tracing::{info, warn};
 
 use crate::body::{Body, ReplayBody};
@@ -48,11 +49,44 @@ const LINK_IDLE: Duration = Duration::from_secs(600);
 /// Links that one worker opens to a peer: one, and the next when all streams of those before are in use.
 const MAX_PER_PEER: usize = 4;
 
-type PeerKey = (Arc<str>, SocketAddr);
+/// What tells links apart: the peer, the certificates that they were made with, and the Service that the other end proved.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct LinkKey {
+    node: Arc<str>,
+    address: SocketAddr,
+    /// See [`posthouse_model::transport::LinkTransport::epoch`].
+    epoch: u64,
+    service: Option<ServiceProof>,
+}
+
+/// A Service with the certificate that it has now, which counts by its place in memory: a new one is a new value.
+#[derive(Clone)]
+struct ServiceProof(ServiceKey, Arc<ServiceTls>);
+
+impl PartialEq for ServiceProof {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0 && Arc::ptr_eq(&self.1, &other.1)
+    }
+}
+
+impl Eq for ServiceProof {}
+
+impl std::hash::Hash for ServiceProof {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+/// Where a stream goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Through<'a> {
+    pub(crate) peer: &'a Arc<Peer>,
+    pub(crate) service: &'a Arc<Service>,
+}
 
 /// A worker's links.
 pub(crate) struct Links {
-    pool: H2Pool<PeerKey>,
+    pool: H2Pool<LinkKey>,
     /// `posthouse-target` as a field value, by address, so that it is written once and not for each request.
     targets: RefCell<HashMap<SocketAddr, HeaderValue>>,
 }
@@ -72,24 +106,31 @@ impl Links {
         Self { pool: H2Pool::new(MAX_PER_PEER), targets: RefCell::new(HashMap::new()) }
     }
 
-    async fn get(&self, proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error> {
-        let key = (Arc::clone(&peer.node), peer.address);
-        self.pool.get(&key, || dial(proxy, peer)).await
+    async fn get(&self, proxy: &Arc<Proxy>, through: Through<'_>) -> Result<Rc<H2Conn>, Error> {
+        let Through { peer, service } = through;
+        let proven = service.tls.as_ref().filter(|_| proxy.config.service_certificates);
+        let key = LinkKey {
+            node: Arc::clone(&peer.node),
+            address: peer.address,
+            epoch: proxy.transport.epoch(),
+            service: proven.map(|tls| ServiceProof(service.key(), Arc::clone(tls))),
+        };
+        self.pool.get(&key, || dial(proxy, peer, proven.map(|_| &**service))).await
     }
 
     /// Sends a request to the pod `stamp.target` through its node's proxy.
     pub(crate) async fn call(
         &self,
         proxy: &Arc<Proxy>,
-        peer: &Arc<Peer>,
+        through: Through<'_>,
         stamp: &Stamp<'_>,
         request: &Request,
         body: Option<&ReplayBody>,
         interim: &mut dyn Interim,
     ) -> Result<Response, Error> {
-        let link = self.get(proxy, peer).await?;
+        let link = self.get(proxy, through).await?;
         let message = self.message(request, stamp)?;
-        let whom = Whom(&peer.node);
+        let whom = Whom(&through.peer.node);
         let response = if request.upgrade.is_some() {
             link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED)).await?
         } else {
@@ -104,10 +145,10 @@ impl Links {
     pub(crate) async fn tunnel(
         &self,
         proxy: &Arc<Proxy>,
-        peer: &Arc<Peer>,
+        through: Through<'_>,
         stamp: &Stamp<'_>,
     ) -> Result<Response, Error> {
-        let link = self.get(proxy, peer).await?;
+        let link = self.get(proxy, through).await?;
         let mut message = http::Request::new(());
         *message.method_mut() = Method::CONNECT;
         *message.uri_mut() = Uri::builder()
@@ -115,7 +156,7 @@ impl Links {
             .build()
             .map_err(|_| internal("a target address is no authority"))?;
         self.put_stamp(message.headers_mut(), stamp)?;
-        let response = link.connect(message, &Whom(&peer.node), |parts| parts.status.is_success()).await?;
+        let response = link.connect(message, &Whom(&through.peer.node), |parts| parts.status.is_success()).await?;
         unpack(response)
     }
 
@@ -162,11 +203,20 @@ impl Links {
         Ok(message)
     }
 
-    /// Closes links to peers that are gone from the directory and those without use.
+    /// Closes links to peers that are gone from the directory, those without use and those made with certificates that are
+    /// not the newest any more.
     pub(crate) fn sweep(&self, proxy: &Proxy) {
         let directory = proxy.directory.load();
-        self.pool.sweep(|(node, address), connection| {
-            connection.idle_for() < LINK_IDLE && directory.peer(node).is_some_and(|peer| peer.address == *address)
+        let epoch = proxy.transport.epoch();
+        self.pool.sweep(|LinkKey { node, address, epoch: made, service }, connection| {
+            let current = |ServiceProof(key, tls): &ServiceProof| {
+                let now = directory.service(key).and_then(|service| service.tls.as_ref());
+                now.is_some_and(|now| Arc::ptr_eq(now, tls))
+            };
+            connection.idle_for() < LINK_IDLE
+                && *made == epoch
+                && service.as_ref().is_none_or(current)
+                && directory.peer(node).is_some_and(|peer| peer.address == *address)
         });
     }
 }
@@ -198,7 +248,11 @@ fn unpack(mut response: Response) -> Result<Response, Error> {
     };
     let kind = token.to_str().ok().and_then(ErrorKind::from_token).unwrap_or(ErrorKind::ProxyInternalError);
     let details = text(&DETAILS).to_owned();
-    let mut error = Error::upstream(kind, retry, details);
+    // A policy's denial says nothing bad of the pod that it protects.
+    let mut error = match kind {
+        ErrorKind::HttpRequestDenied => Error::client(kind, details),
+        _ => Error::upstream(kind, retry, details),
+    };
     error.status = (response.status != kind.status()).then_some(response.status);
     Err(error)
 }
@@ -219,7 +273,7 @@ pub(crate) fn pack_error(error: &Error, headers: &mut HeaderMap) {
     }
 }
 
-async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error> {
+async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>, service: Option<&Service>) -> Result<Rc<H2Conn>, Error> {
     let counters = proxy.link_table.of(&peer.node);
     let failed = |what: String, kind| {
         warn!(peer = %peer.node, address = %peer.address, error = %what, "link failed");
@@ -227,7 +281,7 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>) -> Result<Rc<H2Conn>, Error>
         counters.failed(&what);
         Error::link(kind, format!("no link to the proxy on node {}: {what}", peer.node))
     };
-    let io = proxy.transport.connect(peer, None).await.map_err(|error| {
+    let io = proxy.transport.connect(peer, service).await.map_err(|error| {
         let kind = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => ErrorKind::ConnectionRefused,
             std::io::ErrorKind::TimedOut => ErrorKind::ConnectionTimeout,

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -16,19 +16,20 @@ use posthouse_model::transport::PeerIdentity;
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
+use crate::authorise::{self, Caller, Claims, Held};
 use crate::body::{Body, BodyOf, H2Body, ReplayBody};
 use crate::coalesce::coalesce;
-use crate::downstream::H2Downstream;
-use crate::error::{Error, ErrorKind};
+use crate::downstream::{H2Downstream, LocalBoxFuture};
+use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward};
 use crate::h1;
 use crate::h2conn::{DATA_FRAME_BUDGET, LINK_WINDOWS, MAX_HEADER_LIST, watch};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
-use crate::link::{PROTOCOL, TARGET, UPGRADED, pack_error};
+use crate::link::{PROTOCOL, SOURCE, TARGET, UPGRADED, pack_error};
 use crate::metrics::{CLIENTS_REFUSED, Direction, OpenGauge, failed_without_service, limit_reached};
 use crate::tunnel::{TUNNEL_IDLE, TunnelEndedBy, splice};
-use crate::worker::Worker;
+use crate::worker::{Admitted, Worker};
 
 /// Streams that a peer's worker may have open on one link: as many as its own side opens at most (`h2conn`).
 const MAX_STREAMS: u32 = 4096;
@@ -86,7 +87,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
             None => std::future::pending().await,
         }
     });
-    let mut drained = pin!(worker.drain.begun());
+    let claims = Rc::new(Claims::default());
+    // Streams that are open go on: they were allowed. New ones need a link with a certificate that is valid now.
+    let expires = peer.expires;
+    let mut drained = pin!(async {
+        tokio::select! {
+            () = worker.drain.begun() => {}
+            () = until(expires) => debug!(peer = %peer.node, "the peer's certificate has ended: the link takes no new streams"),
+        }
+    });
     let mut draining = false;
     loop {
         let accepted = poll_fn(|cx| {
@@ -105,7 +114,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                crate::worker::spawn_stream(serve_stream(Rc::clone(&worker), Rc::clone(&peer), request, respond));
+                crate::worker::spawn_stream(serve_stream(
+                    Rc::clone(&worker),
+                    Rc::clone(&peer),
+                    Rc::clone(&claims),
+                    request,
+                    respond,
+                ));
             }
             Some(Err(error)) => {
                 debug!(peer = %peer.node, %error, "link broke");
@@ -116,12 +131,22 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     }
 }
 
+/// Waits for a moment of the system's clock; for ever when there is none.
+async fn until(moment: Option<SystemTime>) {
+    let Some(moment) = moment else { return std::future::pending().await };
+    // In steps: the clock may be set.
+    while let Ok(left) = moment.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(Duration::from_secs(60)) + Duration::from_millis(1)).await;
+    }
+}
+
 /// Our own fields come on top of what the sender took from its client.
 const METADATA_ROOM: u32 = 4096;
 
 async fn serve_stream(
     worker: Rc<Worker>,
     peer: Rc<PeerIdentity>,
+    claims: Rc<Claims>,
     request: http::Request<h2::RecvStream>,
     respond: h2::server::SendResponse<Bytes>,
 ) {
@@ -132,12 +157,15 @@ async fn serve_stream(
     let (parts, recv) = request.into_parts();
     let delivered = match Order::read(parts) {
         Ok(order) => {
-            let admitted = worker.admit(order.target, started).await;
-            let metrics = admitted.as_ref().ok().cloned();
-            let (status, error) = order.carry_out(&worker, admitted.map(drop), recv, down).await;
-            match (metrics, &error) {
-                (Some(metrics), error) => {
-                    metrics.finished(status, error.as_ref(), started.elapsed());
+            let admitted = worker.admit(order.target, started).await.and_then(|admitted| {
+                of_proven_service(&worker, &peer, order.target)?;
+                Ok(admitted)
+            });
+            let counted = admitted.as_ref().ok().cloned();
+            let (status, error) = order.carry_out(&worker, &peer, &claims, admitted, recv, down).await;
+            match (counted, &error) {
+                (Some(counted), error) => {
+                    counted.metrics.finished(status, error.as_ref(), started.elapsed());
                 }
                 (None, Some(error)) => failed_without_service(Direction::Inbound, error.kind),
                 (None, None) => {}
@@ -155,6 +183,19 @@ async fn serve_stream(
     }
 }
 
+/// A link on which a Service has proven itself carries streams for that Service alone.
+fn of_proven_service(worker: &Worker, peer: &PeerIdentity, target: SocketAddr) -> Result<(), Error> {
+    let Some(proven) = &peer.service else { return Ok(()) };
+    if worker.proxy.directory.load().endpoints_at(target).iter().any(|(key, _)| key == proven) {
+        return Ok(());
+    }
+    Err(Error::upstream(
+        ErrorKind::DestinationUnavailable,
+        Retry::Safe,
+        format!("{target} is no endpoint of Service {proven}, whose certificate this link was made with"),
+    ))
+}
+
 /// Answers an error in the form that the sending proxy turns back into one.
 async fn answer(mut down: H2Downstream, error: &Error) {
     let mut extra = HeaderMap::new();
@@ -166,6 +207,7 @@ async fn answer(mut down: H2Downstream, error: &Error) {
 struct Order {
     target: SocketAddr,
     delivery: Delivery,
+    source: Option<HeaderValue>,
     request: Request,
 }
 
@@ -194,6 +236,7 @@ impl Order {
         if (delivery == Delivery::Opaque) != (parts.method == Method::CONNECT && upgrade.is_none()) {
             return Err(bad("an opaque stream is a CONNECT and nothing else is"));
         }
+        let source = parts.headers.remove(&SOURCE);
         // Takes every `posthouse-*` field off: the pod sees none of them.
         h1::strip_hop_by_hop(&mut parts.headers);
         let authority = match parts.uri.authority() {
@@ -211,27 +254,60 @@ impl Order {
             upgrade,
             h2: delivery == Delivery::Http2,
         };
-        Ok(Self { target, delivery, request })
+        Ok(Self { target, delivery, source, request })
+    }
+
+    /// Who asks, if it may. The request is then as it goes to the pod: with the caller's fields, and by the path that policies
+    /// matched.
+    async fn authorise(
+        &mut self,
+        worker: &Rc<Worker>,
+        peer: &PeerIdentity,
+        claims: &Claims,
+        admitted: Result<Rc<Admitted>, Error>,
+    ) -> Result<Caller, Error> {
+        let admitted = admitted?;
+        let caller = claims.caller(worker, peer, self.source.as_ref()).await?;
+        let protected = admitted.protected.as_ref();
+        if self.delivery == Delivery::Opaque {
+            authorise::tunnel(worker, self.target, protected, &caller)?;
+            return Ok(caller);
+        }
+        let Request { method, path, authority, headers, .. } = &mut self.request;
+        if let Some(matched) = authorise::http(worker, self.target, protected, &caller, method, path, authority)? {
+            *path = matched;
+        }
+        caller.stamp(headers);
+        Ok(caller)
     }
 
     /// Checks, delivers and answers; returns what the metrics and the log need.
     async fn carry_out(
-        self,
+        mut self,
         worker: &Rc<Worker>,
-        admitted: Result<(), Error>,
+        peer: &PeerIdentity,
+        claims: &Claims,
+        admitted: Result<Rc<Admitted>, Error>,
         recv: h2::RecvStream,
         mut down: H2Downstream,
     ) -> (Option<StatusCode>, Option<Error>) {
-        let Self { target, delivery, mut request } = self;
-        if let Err(error) = admitted {
-            answer(down, &error).await;
-            return (Some(error.status()), Some(error));
-        }
+        let since = worker.policies.now();
+        let caller = match self.authorise(worker, peer, claims, admitted).await {
+            Ok(caller) => caller,
+            Err(error) => {
+                answer(down, &error).await;
+                return (Some(error.status()), Some(error));
+            }
+        };
+        let Self { target, delivery, source: _, mut request } = self;
         if delivery == Delivery::Opaque {
-            return opaque(worker, target, recv, down).await;
+            let revoked = authorise::revoked(worker, target, caller, Held::Tunnel, since);
+            return opaque(worker, target, recv, down, revoked).await;
         }
         if request.upgrade.is_some() {
-            return upgrade(worker, target, &request, recv, down).await;
+            let held = Held::Http(request.method.clone(), request.path.clone(), request.authority.clone());
+            let revoked = authorise::revoked(worker, target, caller, held, since);
+            return upgrade(worker, target, &request, recv, down, revoked).await;
         }
         let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
         request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
@@ -273,13 +349,14 @@ async fn opaque(
     target: SocketAddr,
     recv: h2::RecvStream,
     down: H2Downstream,
+    revoked: LocalBoxFuture<'static, ()>,
 ) -> (Option<StatusCode>, Option<Error>) {
     match inbound::dial_tunnel(&worker.pods, target).await {
         Ok((io, open)) => {
             let Ok(send) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
                 return (None, Some(Error::client_gone()));
             };
-            carry(TunnelEnd::H2 { send, recv, lease: None }, TunnelEnd::Io { io, open }).await;
+            carry(TunnelEnd::H2 { send, recv, lease: None }, TunnelEnd::Io { io, open, revoked: Some(revoked) }).await;
             (Some(StatusCode::OK), None)
         }
         Err(error) => {
@@ -295,6 +372,7 @@ async fn upgrade(
     request: &Request,
     recv: h2::RecvStream,
     mut down: H2Downstream,
+    revoke: LocalBoxFuture<'static, ()>,
 ) -> (Option<StatusCode>, Option<Error>) {
     let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
     let called = {
@@ -304,7 +382,10 @@ async fn upgrade(
         await_response(call, None, &mut timer, &down).await
     };
     match called {
-        Ok(Response { status, mut headers, upgrade, tunnel: Some(end), .. }) => {
+        Ok(Response { status, mut headers, upgrade, tunnel: Some(mut end), .. }) => {
+            if let TunnelEnd::Io { revoked, .. } = &mut end {
+                *revoked = Some(revoke);
+            }
             headers.insert(UPGRADED, upgrade.unwrap_or_else(|| HeaderValue::from_static("websocket")));
             let Ok(send) = down.tunnel(StatusCode::OK, headers) else {
                 return (None, Some(Error::client_gone()));

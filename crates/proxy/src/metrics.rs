@@ -23,6 +23,8 @@ pub(crate) const LINK_STREAMS: &str = "posthouse_link_streams";
 pub(crate) const LINK_DIALS: &str = "posthouse_link_dials_total";
 pub(crate) const TUNNELS: &str = "posthouse_tunnels_total";
 pub(crate) const CLIENTS_REFUSED: &str = "posthouse_clients_refused_total";
+pub(crate) const POLICY_DECISIONS: &str = "posthouse_policy_decisions_total";
+pub(crate) const TUNNELS_REVOKED: &str = "posthouse_tunnels_revoked_total";
 pub(crate) const LIMIT_REACHED: &str = "posthouse_limit_reached_total";
 
 /// Every metric of the data plane.
@@ -81,6 +83,18 @@ pub const METRICS: &[MetricDoc] = &[
         kind: "counter",
         labels: &["reason"],
         help: "Connections refused by their address: 'foreign' (another node's or nobody's on the outbound port), 'unknown' (not known in time), 'not_a_peer' (on the link port).",
+    },
+    MetricDoc {
+        name: POLICY_DECISIONS,
+        kind: "counter",
+        labels: &["decision"],
+        help: "Decisions by AuthorizationPolicies at the receiver's node, for targets that any concern: 'allowed', 'denied', and 'would_deny' of those in dry run (beside the decision that counts).",
+    },
+    MetricDoc {
+        name: TUNNELS_REVOKED,
+        kind: "counter",
+        labels: &[],
+        help: "Tunnels and upgraded connections that were ended because a changed AuthorizationPolicy denies them.",
     },
     MetricDoc {
         name: LIMIT_REACHED,

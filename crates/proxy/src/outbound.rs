@@ -273,6 +273,7 @@ fn prepare(client: &Client, request: &mut Request, delivery: Delivery) {
             inbound::join_cookies(&mut request.headers);
         }
     }
+    client.caller.stamp(&mut request.headers);
     request.headers.append(http::header::VIA, client.worker.via.clone());
 }
 
@@ -300,7 +301,7 @@ async fn send<D: Downstream>(
         log.endpoint = Some(endpoint.address);
         let in_flight = InFlight::begin(&endpoint.stats);
         let mut interim = SharedInterim(&down);
-        let call = send_once(client, directory, &endpoint, delivery, request, body, &mut interim);
+        let call = send_once(client, directory, found, &endpoint, delivery, request, body, &mut interim);
         match await_response(call, body, timer, &down).await {
             Ok(response) => {
                 let now = now_nanos();

@@ -215,7 +215,7 @@ impl Pods {
                 body: Body::Empty,
                 upgrade: head.upgrade,
                 upload: None,
-                tunnel: Some(TunnelEnd::Io { io, open }),
+                tunnel: Some(TunnelEnd::Io { io, open, revoked: None }),
             });
         }
         let lease = PodLease { pods: Rc::clone(self), address, open, keep_alive: head.keep_alive };

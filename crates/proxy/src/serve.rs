@@ -217,6 +217,7 @@ async fn opaque(client: &Client, found: &Found, io: BufferedIo, counted: OpenGau
                 io: Rc::new(std::cell::RefCell::new(io)),
                 // The connection is counted where it was accepted.
                 open: counted,
+                revoked: None,
             };
             let ended = splice(near, end, TUNNEL_IDLE).await;
             if ended == TunnelEndedBy::Idle {

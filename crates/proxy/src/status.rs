@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use posthouse_model::transport::LinkTransport;
+use posthouse_model::workload::Workloads;
 use posthouse_model::{DirectoryHandle, ServiceKey};
 
 use crate::config::Config;
@@ -15,6 +16,7 @@ pub struct Proxy {
     pub(crate) config: Config,
     pub(crate) directory: DirectoryHandle,
     pub(crate) transport: Arc<dyn LinkTransport>,
+    pub(crate) workloads: Arc<dyn Workloads>,
     pub(crate) link_table: LinkTable,
     /// Retry budgets by Service key, shared by the workers; looked up once a Service and worker.
     pub(crate) budgets: Mutex<HashMap<ServiceKey, Arc<RetryBudget>>>,
@@ -23,11 +25,17 @@ pub struct Proxy {
 impl Proxy {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(config: Config, directory: DirectoryHandle, transport: Arc<dyn LinkTransport>) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        directory: DirectoryHandle,
+        transport: Arc<dyn LinkTransport>,
+        workloads: Arc<dyn Workloads>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             config,
             directory,
             transport,
+            workloads,
             link_table: LinkTable::default(),
             budgets: Mutex::new(HashMap::new()),
         })

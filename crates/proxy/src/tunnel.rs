@@ -29,6 +29,8 @@ pub(crate) enum TunnelEndedBy {
     Broken,
     /// Nothing moved for too long.
     Idle,
+    /// A changed policy denies it.
+    Revoked,
 }
 
 struct Direction {
@@ -107,6 +109,9 @@ pub(crate) async fn splice(mut a: TunnelEnd, mut b: TunnelEnd, idle: Duration) -
     let mut down = Direction::new();
     let mut timer = IdleTimer::new(idle);
     let ended = poll_fn(|cx| {
+        if a.poll_revoked(cx).is_ready() || b.poll_revoked(cx).is_ready() {
+            return Poll::Ready(TunnelEndedBy::Revoked);
+        }
         let mut moved = false;
         let up = up.poll(&mut a, &mut b, cx, &mut moved);
         let down = down.poll(&mut b, &mut a, cx, &mut moved);
@@ -128,6 +133,13 @@ pub(crate) async fn splice(mut a: TunnelEnd, mut b: TunnelEnd, idle: Duration) -
 }
 
 impl TunnelEnd {
+    fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Io { revoked: Some(revoked), .. } => revoked.as_mut().poll(cx),
+            Self::Io { .. } | Self::H2 { .. } => Poll::Pending,
+        }
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         match self {
             Self::Io { io, .. } => {

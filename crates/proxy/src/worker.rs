@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::authorise::{PolicyWatch, Protected};
 use crate::client::{self, Client, Origin};
 use crate::error::{Error, ErrorKind};
 use crate::inbound;
@@ -56,7 +57,8 @@ pub(crate) struct Worker {
     /// `posthouse_link_streams` of direction `in`.
     pub(crate) link_streams: metrics::Gauge,
     /// Targets that were admitted under the directory of this version.
-    admitted: RefCell<(u64, HashMap<SocketAddr, Rc<ServiceMetrics>>)>,
+    admitted: RefCell<(u64, HashMap<SocketAddr, Rc<Admitted>>)>,
+    pub(crate) policies: PolicyWatch,
     /// Connections by client address.
     shares: RefCell<HashMap<IpAddr, usize>>,
     held: Cell<usize>,
@@ -107,6 +109,14 @@ impl Drain {
     }
 }
 
+/// A target to which requests may be delivered.
+pub(crate) struct Admitted {
+    /// The counters of its Service.
+    pub(crate) metrics: Rc<ServiceMetrics>,
+    /// The policies that concern it, if any do.
+    pub(crate) protected: Option<Protected>,
+}
+
 /// What a worker listens on.
 pub(crate) struct Listeners {
     pub(crate) outbound: Vec<TcpListener>,
@@ -137,6 +147,7 @@ impl Worker {
             drain: Rc::new(Drain::default()),
             link_streams: metrics::gauge!(LINK_STREAMS, "direction" => "in"),
             admitted: RefCell::new((0, HashMap::new())),
+            policies: PolicyWatch::default(),
             shares: RefCell::new(HashMap::new()),
             held: Cell::new(0),
             warned: RefCell::new(None),
@@ -187,6 +198,8 @@ impl Worker {
                 }
             }
         });
+        let worker = Rc::clone(&self);
+        sweeper.spawn_local(async move { worker.policies.follow(&worker.proxy.directory).await });
         drop(done);
         // An error means that the owner is gone, which ends the worker, too.
         let told = phase.wait_for(|p| *p != Phase::Serve).await.map(|phase| *phase);
@@ -211,9 +224,9 @@ impl Worker {
     /// Whether a request may be delivered to `target` (see [`inbound::admit`]), and the counters of its Service. The verdict
     /// is kept until the directory changes; only a refusal is worked out each time. A slice may be known a moment before its
     /// pod is, so a pod that may yet appear is waited for.
-    pub(crate) async fn admit(&self, target: SocketAddr, now: Instant) -> Result<Rc<ServiceMetrics>, Error> {
+    pub(crate) async fn admit(&self, target: SocketAddr, now: Instant) -> Result<Rc<Admitted>, Error> {
         match self.admit_now(target, now) {
-            Ok(metrics) => return Ok(metrics),
+            Ok(admitted) => return Ok(admitted),
             Err(refusal) if !refusal.may_appear => return Err(refusal.error),
             Err(_) => {}
         }
@@ -222,7 +235,7 @@ impl Worker {
         let mut wait = pin!(tokio::time::sleep(POD_APPEARS));
         loop {
             let refusal = match self.admit_now(target, now) {
-                Ok(metrics) => return Ok(metrics),
+                Ok(admitted) => return Ok(admitted),
                 Err(refusal) if !refusal.may_appear => return Err(refusal.error),
                 Err(refusal) => refusal,
             };
@@ -235,19 +248,20 @@ impl Worker {
         }
     }
 
-    fn admit_now(&self, target: SocketAddr, now: Instant) -> Result<Rc<ServiceMetrics>, inbound::NotAdmitted> {
+    fn admit_now(&self, target: SocketAddr, now: Instant) -> Result<Rc<Admitted>, inbound::NotAdmitted> {
         let directory = self.proxy.directory.load();
-        let mut admitted = self.admitted.borrow_mut();
-        if admitted.0 != directory.version {
-            *admitted = (directory.version, HashMap::new());
+        let mut all = self.admitted.borrow_mut();
+        if all.0 != directory.version {
+            *all = (directory.version, HashMap::new());
         }
-        if let Some(metrics) = admitted.1.get(&target) {
-            return Ok(Rc::clone(metrics));
+        if let Some(admitted) = all.1.get(&target) {
+            return Ok(Rc::clone(admitted));
         }
         let key = inbound::admit(target, &self.proxy.config.node_name, &directory)?;
         let metrics = self.inbound.service(key, now);
-        admitted.1.insert(target, Rc::clone(&metrics));
-        Ok(metrics)
+        let admitted = Rc::new(Admitted { metrics, protected: Protected::find(target, &directory) });
+        all.1.insert(target, Rc::clone(&admitted));
+        Ok(admitted)
     }
 
     /// One connection to the outbound port.
@@ -258,7 +272,7 @@ impl Worker {
             Ok(_) if !self.has_share(remote) => limit_reached("client_connections"),
             Ok(pod) => {
                 let _share = Share::take(&self, client::canonical(remote));
-                let client = Rc::new(Client::new(self, pod.as_deref()));
+                let client = Rc::new(Client::new(self, pod.as_deref(), client::canonical(remote)));
                 serve::connection(client, BufferedIo::new(Stream::Tcp(stream), BytesMut::new())).await;
             }
             Err(reason) => {

@@ -1,6 +1,8 @@
 //! The way to one endpoint: on this node straight to the inbound checks, by the link to its node's proxy or, where that is
 //! allowed, directly. Every address is judged here before anything is dialled.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,18 +11,20 @@ use posthouse_model::{Directory, Endpoint, Peer, address};
 
 use super::pick;
 use super::retry::{InFlight, Retries};
+use crate::authorise::{self, Held, Protected};
 use crate::body::ReplayBody;
 use crate::client::{Client, Found};
 use crate::config::MissingPeer;
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::exchange::{Interim, Request, Response, TunnelEnd};
 use crate::inbound::{self, Delivery};
-use crate::link::Stamp;
+use crate::link::{Stamp, Through};
+use crate::worker::Admitted;
 
 /// The way to an endpoint.
 enum Way {
     /// It runs on this node.
-    Local,
+    Local(Rc<Admitted>),
     /// By the link to its node's proxy.
     Link(Arc<Peer>),
     /// Without a proxy at its end.
@@ -39,8 +43,7 @@ async fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Res
     }
     if let Some(node) = &endpoint.node {
         if **node == *config.node_name {
-            client.worker.admit(endpoint.address, Instant::now()).await?;
-            return Ok(Way::Local);
+            return Ok(Way::Local(client.worker.admit(endpoint.address, Instant::now()).await?));
         }
         if let Some(peer) = directory.peer(node).filter(|peer| peer.ready) {
             return Ok(Way::Link(Arc::clone(peer)));
@@ -59,6 +62,18 @@ fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result
             format!("node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'", endpoint.address),
         ));
     }
+    // Nobody would decide at its end.
+    if Protected::find(endpoint.address, directory).is_some() {
+        return Err(Error::upstream(
+            ErrorKind::DestinationUnavailable,
+            Retry::Safe,
+            format!(
+                "node {node} of endpoint {} has no ready proxy, and AuthorizationPolicies protect the pod, so it is not \
+                 reached directly",
+                endpoint.address
+            ),
+        ));
+    }
     match address::check(endpoint.address.ip(), endpoint.address.port(), false, directory) {
         Ok(()) => Ok(Way::Direct),
         Err(refusal) => Err(Error::upstream(
@@ -75,9 +90,11 @@ fn unlinked(error: &Error) -> bool {
 }
 
 /// Sends the request to `endpoint` once.
+#[allow(clippy::too_many_arguments)] // the try's own state; each is used in its own way
 pub(super) async fn send_once(
     client: &Client,
     directory: &Arc<Directory>,
+    found: &Found,
     endpoint: &Arc<Endpoint>,
     delivery: Delivery,
     request: &Request,
@@ -89,7 +106,8 @@ pub(super) async fn send_once(
     let way = match way(client, directory, endpoint).await? {
         Way::Link(peer) => {
             let stamp = Stamp { target, source: &client.source, delivery };
-            match worker.links.call(&worker.proxy, &peer, &stamp, request, body, interim).await {
+            let through = Through { peer: &peer, service: &found.destination.service };
+            match worker.links.call(&worker.proxy, through, &stamp, request, body, interim).await {
                 // The peer is listed as ready but cannot be linked to (it restarts): its pods can still be reached
                 // the way they are without a peer, if that is allowed.
                 Err(error) if unlinked(&error) => direct(client, directory, endpoint).map_err(|_| error)?,
@@ -99,9 +117,35 @@ pub(super) async fn send_once(
         way => way,
     };
     match way {
-        Way::Local | Way::Direct => inbound::deliver(&worker.pods, target, delivery, request, body, interim).await,
+        Way::Local(admitted) => local(client, &admitted, target, delivery, request, body, interim).await,
+        Way::Direct => inbound::deliver(&worker.pods, target, delivery, request, body, interim).await,
         Way::Link(_) => Err(Error::internal(ErrorKind::ProxyInternalError, "no way was left")),
     }
+}
+
+/// Delivers to a pod of this node, if its policies allow that.
+async fn local(
+    client: &Client,
+    admitted: &Admitted,
+    target: SocketAddr,
+    delivery: Delivery,
+    request: &Request,
+    body: Option<&ReplayBody>,
+    interim: &mut dyn Interim,
+) -> Result<Response, Error> {
+    let Client { worker, caller, .. } = client;
+    let since = worker.policies.now();
+    let Request { method, path, authority, .. } = request;
+    let protected = admitted.protected.as_ref();
+    let matched = authorise::http(worker, target, protected, caller, method, path, authority)?;
+    let matched = matched.map(|path| request.with_path(path));
+    let request = matched.as_ref().unwrap_or(request);
+    let mut response = inbound::deliver(&worker.pods, target, delivery, request, body, interim).await?;
+    if let Some(TunnelEnd::Io { revoked, .. }) = &mut response.tunnel {
+        let held = Held::Http(method.clone(), request.path.clone(), authority.clone());
+        *revoked = Some(authorise::revoked(worker, target, caller.clone(), held, since));
+    }
+    Ok(response)
 }
 
 /// Opens an opaque tunnel to one endpoint of `found`, trying others while connections are refused.
@@ -119,12 +163,13 @@ pub(crate) async fn open_tunnel(
             Err(error) => return Err(retry.last.unwrap_or(error)),
         };
         let in_flight = InFlight::begin(&endpoint.stats);
-        match tunnel_once(client, directory, &endpoint).await {
+        match tunnel_once(client, directory, found, &endpoint).await {
             Ok(end) => {
                 let now = now_nanos();
                 in_flight.stats.answered(now - begun, now);
                 return Ok((end, in_flight));
             }
+            Err(error) if error.side == Side::Client => return Err(error),
             Err(error) => {
                 in_flight.stats.failed();
                 drop(in_flight);
@@ -138,13 +183,15 @@ pub(crate) async fn open_tunnel(
 async fn tunnel_once(
     client: &Client,
     directory: &Arc<Directory>,
+    found: &Found,
     endpoint: &Arc<Endpoint>,
 ) -> Result<TunnelEnd, Error> {
     let worker = &client.worker;
     let way = match way(client, directory, endpoint).await? {
         Way::Link(peer) => {
             let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
-            match worker.links.tunnel(&worker.proxy, &peer, &stamp).await {
+            let through = Through { peer: &peer, service: &found.destination.service };
+            match worker.links.tunnel(&worker.proxy, through, &stamp).await {
                 Err(error) if unlinked(&error) => direct(client, directory, endpoint).map_err(|_| error)?,
                 result => {
                     return result?.tunnel.ok_or_else(|| {
@@ -155,7 +202,15 @@ async fn tunnel_once(
         }
         way => way,
     };
-    drop(way);
-    let (io, open) = inbound::dial_tunnel(&worker.pods, endpoint.address).await?;
-    Ok(TunnelEnd::Io { io, open })
+    let target = endpoint.address;
+    let since = worker.policies.now();
+    let revoked = match way {
+        Way::Local(admitted) => {
+            authorise::tunnel(worker, target, admitted.protected.as_ref(), &client.caller)?;
+            Some(authorise::revoked(worker, target, client.caller.clone(), Held::Tunnel, since))
+        }
+        Way::Direct | Way::Link(_) => None,
+    };
+    let (io, open) = inbound::dial_tunnel(&worker.pods, target).await?;
+    Ok(TunnelEnd::Io { io, open, revoked })
 }

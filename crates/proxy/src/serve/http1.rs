@@ -194,7 +194,7 @@ async fn upgraded(io: SharedIo, response: Response) {
     if poll_fn(|cx| io.borrow_mut().poll_flush(cx)).await.is_err() {
         return;
     }
-    let near = TunnelEnd::Io { io, open: crate::metrics::OpenGauge::tunnel() };
+    let near = TunnelEnd::Io { io, open: crate::metrics::OpenGauge::tunnel(), revoked: None };
     if splice(near, end, TUNNEL_IDLE).await == TunnelEndedBy::Idle {
         limit_reached("tunnel_idle");
     }

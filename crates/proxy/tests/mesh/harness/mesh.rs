@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use posthouse_identity::Plain;
 use posthouse_model::directory::{Endpoint, EndpointSet, Node as NodeObject, Peer, PodRef, Service, ServicePort};
+use posthouse_model::workload::NoWorkloads;
 use posthouse_model::{
     AppProtocol, Directory, DirectoryHandle, EndpointState, EndpointStats, Pod as PodObject, ServiceKind, address,
 };
@@ -41,6 +42,8 @@ impl Node {
             node_name: Arc::from(name),
             node_ips: vec![ip],
             cluster_domain: Arc::from("cluster.local"),
+            trust_domain: Arc::from("cluster.local"),
+            service_certificates: false,
             missing_peer: MissingPeer::Fail,
             own_addresses: Vec::new(),
             // Generous where it is not the subject: the machine may be busy with other tests.
@@ -49,7 +52,7 @@ impl Node {
         adjust(&mut config);
         let directory = DirectoryHandle::default();
         let transport = Plain::new(ip, config.timeouts.connect);
-        let proxy = Proxy::new(config, directory.clone(), Arc::new(transport));
+        let proxy = Proxy::new(config, directory.clone(), Arc::new(transport), Arc::new(NoWorkloads));
         let any = SocketAddr::new(ip, 0);
         let workers = Workers::start(&proxy, 1, &[any], any).unwrap();
         let (outbound, link) = (workers.outbound_addresses()[0], workers.link_address());
@@ -308,12 +311,14 @@ impl Node {
             node_name: Arc::from(self.name),
             node_ips: vec![ip],
             cluster_domain: Arc::from("cluster.local"),
+            trust_domain: Arc::from("cluster.local"),
+            service_certificates: false,
             missing_peer: MissingPeer::Fail,
             own_addresses: Vec::new(),
             timeouts: Timeouts { connect: Duration::from_secs(10), ..Timeouts::default() },
         };
         let transport = Plain::new(ip, config.timeouts.connect);
-        let proxy = Proxy::new(config, self.directory.clone(), Arc::new(transport));
+        let proxy = Proxy::new(config, self.directory.clone(), Arc::new(transport), Arc::new(NoWorkloads));
         let workers = Workers::start(&proxy, 1, &[self.outbound], self.link).unwrap();
         Self {
             name: self.name,
