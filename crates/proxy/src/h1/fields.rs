@@ -54,15 +54,28 @@ pub(super) fn role(name: &str) -> Role {
         18 if is("proxy-authenticate") => Role::Dropped,
         19 if is("proxy-authorization") => Role::Dropped,
         25 if is("proxy-authentication-info") => Role::Dropped,
+        15 if is_forwarded_for_in_disguise(name) => Role::Dropped,
         10.. if is_ours(name) => Role::Dropped,
         _ => Role::EndToEnd,
     }
 }
 
-/// `posthouse-*`: the link's metadata, which a pod may neither send nor see.
+/// `posthouse-*`: the link's metadata, which a pod may neither send nor see. With an underscore, too: servers that hand fields to
+/// programs as variables (CGI, WSGI, Rack) make both one.
 #[inline]
 fn is_ours(name: &str) -> bool {
-    name.as_bytes().first_chunk::<10>().is_some_and(|start| start.eq_ignore_ascii_case(b"posthouse-"))
+    name.as_bytes().split_first_chunk::<9>().is_some_and(|(start, rest)| {
+        start.eq_ignore_ascii_case(b"posthouse") && matches!(rest.first(), Some(b'-' | b'_'))
+    })
+}
+
+/// `x-forwarded-for` with underscores, which would stand beside ours for the same reason.
+fn is_forwarded_for_in_disguise(name: &str) -> bool {
+    name.bytes().any(|b| b == b'_')
+        && name
+            .bytes()
+            .zip(*b"x-forwarded-for")
+            .all(|(b, wanted)| if b == b'_' { wanted == b'-' } else { b.eq_ignore_ascii_case(&wanted) })
 }
 
 /// How Transfer-Encoding and Content-Length frame the message.

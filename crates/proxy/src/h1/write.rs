@@ -6,6 +6,8 @@ use bytes::{BufMut, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
+use crate::authorise::CLIENT;
+
 use super::BodyLength;
 use super::chunk::is_trailer;
 use super::fields::{Role, role};
@@ -39,6 +41,8 @@ pub fn write_request_head(
     for (name, value) in headers {
         match role(name.as_str()) {
             Role::EndToEnd | Role::Expect => put_field(dst, name, value),
+            // The one field of ours that a pod sees; what a client sent under the name was dropped when it came.
+            Role::Dropped if *name == CLIENT => put_field(dst, name, value),
             Role::Te => {
                 te = true;
                 put_field(dst, name, value);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub(crate) use frames::{FrameKind, Frames, Outcome};
 pub(crate) use h2client::{H2, Reply, read_body, send_all};
-pub(crate) use mesh::{A, B, End, Mesh, Node, Svc, pod_ip, refusing};
+pub(crate) use mesh::{A, B, End, Mesh, Node, Svc, Trust, pod_ip, refusing};
 pub(crate) use pod::{Answering, Pod, answer, full};
 pub(crate) use wire::{Answer, Wire};
 

@@ -28,4 +28,5 @@ mod retry;
 mod reuse;
 mod ssrf;
 mod translate;
+mod trust;
 mod upgrade;

@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use posthouse_identity::Plain;
 use posthouse_model::directory::{Endpoint, EndpointSet, Node as NodeObject, Peer, PodRef, Service, ServicePort};
-use posthouse_model::workload::NoWorkloads;
+use posthouse_model::transport::{BoxIo, Connecting, LinkTransport, PeerIdentity};
+use posthouse_model::workload::{NoWorkloads, Workloads};
 use posthouse_model::{
     AppProtocol, Directory, DirectoryHandle, EndpointState, EndpointStats, Pod as PodObject, ServiceKind, address,
 };
 use posthouse_proxy::{Config, MissingPeer, Proxy, Timeouts, Workers};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::Pod;
 
@@ -35,8 +36,51 @@ pub(crate) struct Node {
     workers: Workers,
 }
 
+/// Links in the clear that count as authenticated, for tests of what a proven peer may do.
+struct Vouched(Plain);
+
+impl LinkTransport for Vouched {
+    fn connect<'a>(&'a self, peer: &'a Peer, service: Option<&'a Service>) -> Connecting<'a, BoxIo> {
+        self.0.connect(peer, service)
+    }
+
+    fn accept<'a>(
+        &'a self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        directory: &'a Directory,
+    ) -> Connecting<'a, (PeerIdentity, BoxIo)> {
+        let accepting = self.0.accept(stream, remote, directory);
+        Box::pin(async {
+            let (peer, io) = accepting.await?;
+            Ok((PeerIdentity { authenticated: true, ..peer }, io))
+        })
+    }
+}
+
+/// How a mesh's nodes trust each other.
+#[derive(Clone)]
+pub(crate) struct Trust {
+    /// Whether links count as authenticated.
+    pub(crate) vouched: bool,
+    /// Who checks claims.
+    pub(crate) workloads: Arc<dyn Workloads>,
+}
+
+impl Trust {
+    /// As with `--tls off`.
+    fn none() -> Self {
+        Self { vouched: false, workloads: Arc::new(NoWorkloads) }
+    }
+
+    fn transport(&self, ip: IpAddr, connect: Duration) -> Arc<dyn LinkTransport> {
+        let plain = Plain::new(ip, connect);
+        if self.vouched { Arc::new(Vouched(plain)) } else { Arc::new(plain) }
+    }
+}
+
 impl Node {
-    fn start(name: &'static str, adjust: &impl Fn(&mut Config)) -> Self {
+    fn start(name: &'static str, adjust: &impl Fn(&mut Config), trust: &Trust) -> Self {
         let ip = node_ip(name);
         let mut config = Config {
             node_name: Arc::from(name),
@@ -51,8 +95,8 @@ impl Node {
         };
         adjust(&mut config);
         let directory = DirectoryHandle::default();
-        let transport = Plain::new(ip, config.timeouts.connect);
-        let proxy = Proxy::new(config, directory.clone(), Arc::new(transport), Arc::new(NoWorkloads));
+        let transport = trust.transport(ip, config.timeouts.connect);
+        let proxy = Proxy::new(config, directory.clone(), transport, Arc::clone(&trust.workloads));
         let any = SocketAddr::new(ip, 0);
         let workers = Workers::start(&proxy, 1, &[any], any).unwrap();
         let (outbound, link) = (workers.outbound_addresses()[0], workers.link_address());
@@ -85,7 +129,12 @@ impl Mesh {
 
     /// With other settings, for both nodes.
     pub(crate) fn with(adjust: impl Fn(&mut Config)) -> Self {
-        let mesh = Self { a: Node::start(A, &adjust), b: Node::start(B, &adjust) };
+        Self::trusting(adjust, &Trust::none())
+    }
+
+    /// With other settings and other trust, for both nodes.
+    pub(crate) fn trusting(adjust: impl Fn(&mut Config), trust: &Trust) -> Self {
+        let mesh = Self { a: Node::start(A, &adjust, trust), b: Node::start(B, &adjust, trust) };
         let peers = [(A, mesh.a.link), (B, mesh.b.link)];
         mesh.update(|_, directory| {
             directory.complete = true;
