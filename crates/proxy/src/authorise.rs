@@ -197,18 +197,20 @@ impl Protected {
     /// its ports is asked.
     pub(crate) fn find(target: SocketAddr, directory: &Directory) -> Option<Self> {
         let ip = target.ip();
-        let named = |namespace: &Arc<str>, name: &Arc<str>, same_port: bool| {
-            let keys = services_at(directory, target, same_port);
-            let here = keys.filter_map(|key| key.split_once('/')).filter(|(of, _)| **of == **namespace);
-            let guard = directory.policies.concerning(namespace, here.map(|(_, service)| service))?;
-            Some(Self { guard, namespace: Arc::clone(namespace), pod: Arc::clone(name) })
+        let guard = |namespace: &Arc<str>, services: &mut dyn Iterator<Item = &str>| {
+            let here = services.filter_map(|key| key.split_once('/')).filter(|(of, _)| **of == **namespace);
+            directory.policies.concerning(namespace, here.map(|(_, service)| service))
         };
-        if let Some(pod) = directory.pod_by_ip(ip) {
-            return named(&pod.id.namespace, &pod.id.name, false);
-        }
-        // Another node's pod, or one on the host network, which shares its address with others.
-        let pod = directory.endpoints_at(target).iter().find_map(|(_, endpoint)| endpoint.pod.clone())?;
-        named(&pod.namespace, &pod.name, directory.node_by_ip(ip).is_some())
+        // A pod on the host network shares its address with others: what leads to its port counts alone.
+        let pod = directory.pod_by_ip(ip).map(|pod| &pod.id);
+        let pod =
+            pod.or_else(|| directory.endpoints_at(target).iter().find_map(|(_, endpoint)| endpoint.pod.as_ref()))?;
+        let guard = if directory.node_by_ip(ip).is_some() {
+            guard(&pod.namespace, &mut directory.endpoints_at(target).iter().map(|(key, _)| &**key))
+        } else {
+            guard(&pod.namespace, &mut directory.services_at_ip(ip).iter().map(|key| &**key))
+        };
+        Some(Self { guard: guard?, namespace: Arc::clone(&pod.namespace), pod: Arc::clone(&pod.name) })
     }
 
     fn decide(&self, worker: &Worker, caller: &Caller, port: u16, operation: &Operation<'_>) -> Result<(), Error> {
@@ -238,11 +240,6 @@ impl Protected {
     }
 }
 
-/// Keys of the Services that lead to the address, by this very port or by any.
-fn services_at(directory: &Directory, target: SocketAddr, _same_port: bool) -> impl Iterator<Item = &str> {
-    directory.endpoints_at(target).iter().map(|(key, _)| &**key)
-}
-
 fn denied(details: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::client(ErrorKind::HttpRequestDenied, details)
 }
@@ -266,7 +263,8 @@ pub(crate) fn http(
     let plain = path.path();
     let matched = if protected.guard.reads_path() {
         let normal = normalise_path(plain).map_err(|why| {
-            denied(format!("the path cannot be matched safely against the policies of its target: {why}"))
+            let details = format!("policies of the target read the path, and this one cannot be matched safely: {why}");
+            Error::client(ErrorKind::HttpRequestError, details)
         })?;
         if *normal != *plain {
             let whole = match path.query() {

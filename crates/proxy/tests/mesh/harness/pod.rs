@@ -60,25 +60,7 @@ impl Pod {
     {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let log = Arc::clone(&seen);
-        Self::start(node, last, seen, move |stream, _| {
-            let (log, handle) = (Arc::clone(&log), handle.clone());
-            stream.set_nodelay(true).unwrap();
-            let service = service_fn(move |request: Request<Incoming>| {
-                log.lock().unwrap().push(Seen {
-                    uri: request.uri().clone(),
-                    version: request.version(),
-                    headers: request.headers().clone(),
-                });
-                let answer = handle(request);
-                async { Ok::<_, Infallible>(answer.await) }
-            });
-            async move {
-                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                // It ends with an error when the proxy breaks off, which many tests are about.
-                let _ = server.serve_connection(TokioIo::new(stream), service).await;
-            }
-        })
-        .await
+        Self::start(node, last, seen, move |stream, _| serve_http(stream, Arc::clone(&log), handle.clone())).await
     }
 
     /// A pod that says its name to every request.
@@ -96,7 +78,27 @@ impl Pod {
         F: Fn(TcpStream, usize) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind(SocketAddr::new(pod_ip(node, last), 0)).await.unwrap();
+        Self::start_at(node, SocketAddr::new(pod_ip(node, last), 0), seen, serve).await
+    }
+
+    /// As [`Self::named`], on a port that is given.
+    pub(crate) async fn named_at(node: &'static str, last: u8, port: u16, name: &'static str) -> Self {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let log = Arc::clone(&seen);
+        let address = SocketAddr::new(pod_ip(node, last), port);
+        Self::start_at(node, address, seen, move |stream, _| {
+            let log = Arc::clone(&log);
+            serve_http(stream, log, move |_| async move { answer(name) })
+        })
+        .await
+    }
+
+    async fn start_at<F, Fut>(node: &'static str, address: SocketAddr, seen: Arc<Mutex<Vec<Seen>>>, serve: F) -> Self
+    where
+        F: Fn(TcpStream, usize) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (accepting, accepted) = watch::channel(0);
         let (ending, ended) = watch::channel(0);
@@ -145,6 +147,27 @@ impl Pod {
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
+}
+
+/// Serves one connection of an HTTP pod.
+async fn serve_http<F, Fut>(stream: TcpStream, log: Arc<Mutex<Vec<Seen>>>, handle: F)
+where
+    F: Fn(Request<Incoming>) -> Fut + Send + 'static,
+    Fut: Future<Output = Response<Answering>> + Send + 'static,
+{
+    stream.set_nodelay(true).unwrap();
+    let service = service_fn(move |request: Request<Incoming>| {
+        log.lock().unwrap().push(Seen {
+            uri: request.uri().clone(),
+            version: request.version(),
+            headers: request.headers().clone(),
+        });
+        let answer = handle(request);
+        async { Ok::<_, Infallible>(answer.await) }
+    });
+    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    // It ends with an error when the proxy breaks off, which many tests are about.
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
 impl Drop for Pod {
