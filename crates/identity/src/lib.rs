@@ -4,6 +4,7 @@
 
 mod certificates;
 mod files;
+pub mod kube;
 mod material;
 mod metrics;
 mod roots;
