@@ -14,7 +14,7 @@ use anyhow::Context;
 use posthouse_discovery::{Discovery, Settings, StartError, Status};
 use posthouse_identity::Plain;
 use posthouse_model::DirectoryHandle;
-use posthouse_model::workload::NoWorkloads;
+use posthouse_model::workload::Workloads;
 use posthouse_proxy::{Proxy, Timeouts, Workers};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -80,7 +80,7 @@ async fn serve(
         open_files_limit = open_files,
         "starting"
     );
-    let proxy = data_plane(&config, &directory);
+    let proxy = data_plane(&config, &directory, discovery.workloads());
     let mut control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, started)?;
 
     let ended = tokio::select! {
@@ -139,7 +139,7 @@ async fn discover(config: &Config, directory: &DirectoryHandle) -> Result<Arc<Di
     }
 }
 
-fn data_plane(config: &Config, directory: &DirectoryHandle) -> Arc<Proxy> {
+fn data_plane(config: &Config, directory: &DirectoryHandle, workloads: Arc<dyn Workloads>) -> Arc<Proxy> {
     let timeouts = Timeouts::default();
     let transport = Plain::new(config.node_ips[0], timeouts.connect);
     let settings = posthouse_proxy::Config {
@@ -152,7 +152,7 @@ fn data_plane(config: &Config, directory: &DirectoryHandle) -> Arc<Proxy> {
         own_addresses: config.listeners().map(|(_, address)| address).collect(),
         timeouts,
     };
-    Proxy::new(settings, directory.clone(), Arc::new(transport), Arc::new(NoWorkloads))
+    Proxy::new(settings, directory.clone(), Arc::new(transport), workloads)
 }
 
 /// Returns once every kind of object has been listed.
