@@ -60,6 +60,9 @@ pub(crate) enum Error {
     /// Somebody else has an object of a name of ours.
     #[error("ConfigMap {0} is not by this controller: delete it, or rename what makes it")]
     Foreign(&'static str),
+    /// An uninstall: what is made now would stay behind.
+    #[error("Deployment {DEPLOYMENT} is not there, which owns what is made here: nothing is made")]
+    Orphan,
 }
 
 /// Says what was tried.
@@ -358,29 +361,30 @@ impl Keeper {
         Ok(secret)
     }
 
-    /// Makes our Deployment the owner of what we made, if there is one, and says whether that was a change.
+    /// Makes our Deployment the owner of what we made, and says whether that was a change.
     async fn own(&self, metadata: &mut ObjectMeta) -> Result<bool, Error> {
         if !is_ours(metadata) {
             return Ok(false);
         }
-        let deployment = self.deployments.get_opt(DEPLOYMENT).await;
-        let Some(uid) =
-            deployment.tried("Deployment posthouse-controller cannot be read")?.and_then(|d| d.metadata.uid)
-        else {
-            return Ok(false);
-        };
-        let owner = OwnerReference {
-            api_version: "apps/v1".to_owned(),
-            kind: "Deployment".to_owned(),
-            name: DEPLOYMENT.to_owned(),
-            uid,
-            ..OwnerReference::default()
-        };
-        let owners = Some(vec![owner]);
+        let owner = owner(&self.deployments).await.tried("Deployment posthouse-controller cannot be read")?;
+        let owners = Some(vec![owner.ok_or(Error::Orphan)?]);
         let changed = metadata.owner_references != owners;
         metadata.owner_references = owners;
         Ok(changed)
     }
+}
+
+/// Our Deployment as an owner; none when it is gone or about to go.
+pub(crate) async fn owner(deployments: &Api<Deployment>) -> Result<Option<OwnerReference>, kube::Error> {
+    let found = deployments.get_opt(DEPLOYMENT).await?.map(|deployment| deployment.metadata);
+    let uid = found.filter(|metadata| metadata.deletion_timestamp.is_none()).and_then(|metadata| metadata.uid);
+    Ok(uid.map(|uid| OwnerReference {
+        api_version: "apps/v1".to_owned(),
+        kind: "Deployment".to_owned(),
+        name: DEPLOYMENT.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    }))
 }
 
 fn is_ours(metadata: &ObjectMeta) -> bool {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -12,6 +13,8 @@ use kube::{Api, Client};
 use posthouse_model::chain;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::keeper::owner;
 
 /// The Lease.
 pub(crate) const LEASE: &str = "posthouse-controller";
@@ -36,6 +39,7 @@ impl Default for Election {
 /// One replica's part in the election.
 pub(crate) struct Elector {
     api: Api<Lease>,
+    deployments: Api<Deployment>,
     /// The replica's name, which no other has: its pod's.
     identity: String,
     times: Election,
@@ -54,7 +58,13 @@ enum Outcome {
 
 impl Elector {
     pub(crate) fn new(client: &Client, namespace: &str, identity: String, times: Election) -> Self {
-        Self { api: Api::namespaced(client.clone(), namespace), identity, times, seen: None }
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            deployments: Api::namespaced(client.clone(), namespace),
+            identity,
+            times,
+            seen: None,
+        }
     }
 
     /// Stands for election until `stop`, then gives the Lease up. `leads` says whether this replica leads, `asked` is set
@@ -129,8 +139,16 @@ impl Elector {
     /// Renews the Lease or takes it if it may be taken.
     async fn take(&mut self) -> Result<bool, kube::Error> {
         let Some(mut lease) = self.api.get_opt(LEASE).await? else {
+            // Without its owner this is an uninstall, which nothing may outlive.
+            let Some(owner) = owner(&self.deployments).await? else {
+                return Ok(false);
+            };
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(LEASE.to_owned()),
+                    owner_references: Some(vec![owner]),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.spec(&LeaseSpec::default())),
             };
             let made = self.api.create(&PostParams::default(), &lease).await?;

@@ -95,10 +95,18 @@ impl Drop for KubeSource {
 /// # Errors
 /// There is neither, or it makes no sense; in words.
 pub(crate) async fn client() -> Result<Client, String> {
+    // A watch may be silent for longer than any limit of reading; ours are in `Timing`.
+    connect(None).await
+}
+
+/// The same, for watches by kube-rs itself: they notice a connection that is dead only by `read_timeout`.
+///
+/// # Errors
+/// There is neither, or it makes no sense; in words.
+pub async fn connect(read_timeout: Option<Duration>) -> Result<Client, String> {
     let mut config = Config::infer().await.map_err(|error| chain(&error))?;
     config.connect_timeout = Some(CONNECT);
-    // A watch may be silent for longer than any limit of reading; ours are in `Timing`.
-    config.read_timeout = None;
+    config.read_timeout = read_timeout;
     // The back-off is ours.
     config.default_retry = false;
     // kube takes HTTPS_PROXY from the environment. On a node of this mesh that may well be us.

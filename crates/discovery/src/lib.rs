@@ -24,7 +24,7 @@ mod translate;
 mod view;
 mod writer;
 
-pub use self::kube::{PERMISSIONS, Permission, Verb, chain};
+pub use self::kube::{PERMISSIONS, Permission, Verb, chain, connect};
 pub use source::{Source, SourceError};
 pub use status::{Claims, Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
 

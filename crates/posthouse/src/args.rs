@@ -5,6 +5,7 @@
 //! that has a Service called `posthouse`.
 
 mod check;
+mod controller;
 mod env;
 mod message;
 mod values;
@@ -20,6 +21,7 @@ use posthouse_discovery::Source;
 use posthouse_proxy::MissingPeer;
 
 pub(crate) use check::{CheckArgs, OutputFormat};
+pub(crate) use controller::{ControllerArgs, ControllerConfig};
 pub(crate) use env::{EnvArgs, EnvFormat};
 pub(crate) use message::one_line;
 
@@ -61,6 +63,10 @@ pub(crate) enum Command {
     /// cannot be read end the program with one line on stderr and exit code 64. SIGTERM and SIGINT drain and exit 0; a
     /// second signal ends at once.
     Run(Box<RunArgs>),
+    /// Give the nodes' proxies their certificates: keep the certificate authority, sign, rotate
+    ///
+    /// Runs as a Deployment beside the proxies; of several replicas one acts. SIGTERM gives the lead up and exits 0.
+    Controller(Box<ControllerArgs>),
     /// Ask the proxy that runs beside this program whether it is ready; the container's start-up probe
     ///
     /// Exit code 0 when it is, 1 when it is not or does not answer, with the reason on stderr.
@@ -335,14 +341,7 @@ impl RunArgs {
             }
         };
         let first_ip = node_ips[0];
-        let namespace = match namespace {
-            Some(namespace) => namespace,
-            None => std::fs::read_to_string(&around.namespace_file)
-                .map(|text| text.trim().to_owned())
-                .ok()
-                .filter(|text| !text.is_empty())
-                .unwrap_or_else(|| "posthouse".to_owned()),
-        };
+        let namespace = namespace_or_own(namespace, around);
         match tls {
             TlsMode::Off => {}
             TlsMode::Node | TlsMode::Service => {
@@ -373,6 +372,17 @@ impl RunArgs {
         check_listeners(&config)?;
         Ok(config)
     }
+}
+
+/// The namespace that was given, else this pod's own.
+fn namespace_or_own(given: Option<String>, around: &Surroundings) -> String {
+    given.unwrap_or_else(|| {
+        std::fs::read_to_string(&around.namespace_file)
+            .map(|text| text.trim().to_owned())
+            .ok()
+            .filter(|text| !text.is_empty())
+            .unwrap_or_else(|| "posthouse".to_owned())
+    })
 }
 
 /// Port 4140 of each node address, and of loopback for what runs on the node itself.

@@ -5,6 +5,7 @@
 mod admin;
 mod args;
 mod check;
+mod controller;
 mod env;
 mod logging;
 mod process;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     let around = Surroundings::of_process();
     let outcome = match command {
         Command::Run(flags) => flags.into_config(&around).map_err(Failure::Usage).and_then(run::run),
+        Command::Controller(flags) => flags.into_config(&around).map_err(Failure::Usage).and_then(controller::run),
         Command::Ready(flags) => ready::ready(&flags.admin_socket).map_err(Failure::from),
         Command::Check(flags) => match check::run(&flags, std::io::stdout().is_terminal() && around.colours()) {
             Ok(true) => Ok(()),

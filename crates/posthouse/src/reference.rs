@@ -13,9 +13,10 @@ use crate::args::Cli;
 use crate::{check, telemetry};
 
 /// The sections that are made from the code, by the name in their marker.
-fn sections() -> [(&'static str, String); 7] {
+fn sections() -> [(&'static str, String); 8] {
     [
-        ("flags", flags()),
+        ("flags", flags("run")),
+        ("controller flags", flags("controller")),
         ("check flags", typed_flags("check")),
         ("checks", checks()),
         ("env flags", typed_flags("env")),
@@ -25,13 +26,14 @@ fn sections() -> [(&'static str, String); 7] {
     ]
 }
 
-fn flags() -> String {
+/// The flags of a subcommand that runs as a service, with their variables.
+fn flags(subcommand: &str) -> String {
     let cli = Cli::command();
-    let run = cli.find_subcommand("run").unwrap();
+    let command = cli.find_subcommand(subcommand).unwrap();
     let mut text = String::new();
     let mut heading = "";
-    for arg in run.get_arguments().filter(|arg| arg.get_id() != "help") {
-        let group = arg.get_help_heading().unwrap_or("Other");
+    for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+        let group = arg.get_help_heading().unwrap_or("All");
         if group != heading {
             writeln!(text, "\n### {group}\n\n| flag | variable | default | meaning |\n|---|---|---|---|").unwrap();
             heading = group;
@@ -109,6 +111,7 @@ fn metrics() -> String {
         ("Requests and links", posthouse_proxy::METRICS),
         ("Link security", posthouse_identity::METRICS),
         ("Directory and process", telemetry::METRICS),
+        ("Controller", posthouse_controller::METRICS),
     ];
     for (heading, docs) in parts {
         writeln!(text, "\n### {heading}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|").unwrap();
@@ -171,7 +174,9 @@ fn the_reference_page_says_what_the_code_does() {
 
 #[test]
 fn metric_names_are_single_and_carry_their_unit() {
-    let docs: Vec<MetricDoc> = [posthouse_proxy::METRICS, posthouse_identity::METRICS, telemetry::METRICS].concat();
+    let docs: Vec<MetricDoc> =
+        [posthouse_proxy::METRICS, posthouse_identity::METRICS, posthouse_controller::METRICS, telemetry::METRICS]
+            .concat();
     let mut names: Vec<&str> = docs.iter().map(|doc| doc.name).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");

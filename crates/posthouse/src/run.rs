@@ -255,7 +255,7 @@ impl Control {
     }
 }
 
-async fn until(mut stop: watch::Receiver<()>, task: impl Future<Output = ()>) {
+pub(crate) async fn until(mut stop: watch::Receiver<()>, task: impl Future<Output = ()>) {
     tokio::select! {
         _ = stop.changed() => {}
         () = task => {}
@@ -263,19 +263,19 @@ async fn until(mut stop: watch::Receiver<()>, task: impl Future<Output = ()>) {
 }
 
 /// SIGTERM and SIGINT.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn install() -> anyhow::Result<Self> {
+    pub(crate) fn install() -> anyhow::Result<Self> {
         let install = |kind| signal(kind).context("the signal handlers cannot be installed");
         Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
     }
 
     /// Waits for the next one and names it.
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -493,6 +493,26 @@ async fn what_a_former_installation_left_is_taken_over() {
     cluster.nobody_asked_for_more_than_is_allowed();
 }
 
+#[tokio::test]
+async fn an_uninstall_leaves_nothing_that_is_made_in_its_last_moment() {
+    let cluster = Cluster::new();
+    let controller = cluster.controller("one");
+    until("a bundle", || cluster.bundle()).await;
+    let lease = cluster.api.get(&format!("{LEASES}/posthouse-controller")).unwrap();
+    assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "deployment-1");
+    // The Deployment goes, and with it what belongs to it; the pod is not gone yet.
+    cluster.api.delete(DEPLOYMENTS, "posthouse-controller");
+    for (collection, name) in [(SECRETS, "posthouse-ca"), (MAPS, "posthouse-trust"), (LEASES, "posthouse-controller")] {
+        cluster.api.delete(collection, name);
+    }
+    passes().await;
+    controller.stop().await;
+    for collection in [SECRETS, MAPS, LEASES] {
+        assert_eq!(cluster.api.list(collection), Vec::<Value>::new());
+    }
+    cluster.nobody_asked_for_more_than_is_allowed();
+}
+
 /// The name in the Lease.
 fn holder(cluster: &Cluster) -> Option<String> {
     cluster.api.get(&format!("{LEASES}/posthouse-controller"))?["spec"]["holderIdentity"].as_str().map(str::to_owned)

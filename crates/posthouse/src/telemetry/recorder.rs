@@ -36,6 +36,7 @@ impl Recorder {
         metrics::set_global_recorder(routes)?;
         describe(METRICS);
         describe(posthouse_identity::METRICS);
+        describe(posthouse_controller::METRICS);
         Ok(recorder)
     }
 
