@@ -72,7 +72,7 @@ def test_by_default_these_objects_are_made():
     assert set(objects) == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "DaemonSet"}
     assert set(render("--values", MINIMAL)) == {"Service", "DaemonSet"}
     everything = render("--values", EVERYTHING)
-    assert set(everything) == set(objects) | {"ResourceQuota", "PodMonitor", "ServiceMonitor"}
+    assert set(everything) == set(objects) | {"ResourceQuota", "PodMonitor", "ServiceMonitor", "Role", "RoleBinding"}
 
 
 @pytest.mark.parametrize("values", CASES, ids=name)
@@ -80,9 +80,15 @@ def test_every_object_has_its_name_namespace_and_labels(values):
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     for kind, each in render("--values", values).items():
         meta = each["metadata"]
-        wanted = {"ServiceAccount": {"posthouse", "mesh"}, "ResourceQuota": {"posthouse-critical-pods"}}
+        wanted = {
+            "ServiceAccount": {"posthouse", "mesh"},
+            "ResourceQuota": {"posthouse-critical-pods"},
+            "Role": {"posthouse-tls"},
+            "RoleBinding": {"posthouse-tls"},
+        }
         assert meta["name"] in wanted.get(kind, {"posthouse"}), kind
-        assert meta.get("namespace") == (None if kind.startswith("Cluster") else "mesh"), kind
+        namespace = "shop" if kind.startswith("Role") else None if kind.startswith("Cluster") else "mesh"
+        assert meta.get("namespace") == namespace, kind
         labels = {
             **SELECTOR,
             "app.kubernetes.io/version": chart["appVersion"],
@@ -133,9 +139,11 @@ def test_only_the_pod_gets_a_token():
     spec = objects["DaemonSet"]["spec"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is True
     assert spec["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
-    binding = render("--values", EVERYTHING)["ClusterRoleBinding"]
-    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "mesh", "namespace": "mesh"}]
-    assert binding["roleRef"]["name"] == "posthouse"
+    everything = render("--values", EVERYTHING)
+    for kind, role in (("ClusterRoleBinding", "posthouse"), ("RoleBinding", "posthouse-tls")):
+        assert everything[kind]["subjects"] == [{"kind": "ServiceAccount", "name": "mesh", "namespace": "mesh"}]
+        assert everything[kind]["roleRef"]["name"] == role
+    assert env("--values", EVERYTHING)["POSTHOUSE_TLS_SECRET_NAMESPACES"] == "shop"
 
 
 @pytest.mark.parametrize("values", CASES, ids=name)

@@ -22,12 +22,12 @@ mod tests;
 mod watch;
 
 use api::{Api, Failure};
-use feed::{Feed, OfKind};
+use feed::{Feed, OfKind, OfNamespace};
 use watch::{Taker, Watch};
 
 use peers::Peers;
 
-pub use permissions::{PERMISSIONS, Permission, Verb};
+pub use permissions::{PERMISSIONS, Permission, TLS_PERMISSIONS, Verb};
 pub use posthouse_model::chain;
 
 /// Under this name problems with objects of the API are shown.
@@ -120,18 +120,32 @@ impl KubeSource {
         client: &Client,
         node_name: &Arc<str>,
         snapshot: Option<PathBuf>,
+        namespaces: &[Arc<str>],
         writer: Writer,
         timing: Timing,
     ) -> Self {
         let board = Arc::clone(&writer.board);
         let peers = Peers::new(client.clone(), writer.directory(), Arc::clone(&board), timing);
-        let feed = Arc::new(Feed::new(writer));
+        let feed = Arc::new(Feed::new(writer, namespaces));
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&peers).sweep());
         for kind in Kind::ALL {
             let api = Api::new(client.clone(), kind, node_name, timing);
             let taker = Arc::new(OfKind { feed: Arc::clone(&feed), board: Arc::clone(&board), kind });
             tasks.spawn(supervise(api, taker, timing));
+        }
+        for namespace in namespaces {
+            for kind in [Kind::Secret, Kind::ConfigMap] {
+                let taker = OfNamespace {
+                    feed: Arc::clone(&feed),
+                    board: Arc::clone(&board),
+                    kind,
+                    namespace: Arc::clone(namespace),
+                    namespaces: namespaces.len(),
+                };
+                let api = Api::of_namespace(client.clone(), kind, namespace, timing);
+                tasks.spawn(supervise(api, Arc::new(taker), timing));
+            }
         }
         if let Some(path) = snapshot {
             tasks.spawn(keep_snapshot(path, feed, board, timing));

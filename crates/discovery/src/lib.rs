@@ -21,10 +21,11 @@ mod snapshot;
 mod source;
 mod status;
 mod translate;
+mod trust;
 mod view;
 mod writer;
 
-pub use self::kube::{PERMISSIONS, Permission, Verb, chain, connect};
+pub use self::kube::{PERMISSIONS, Permission, TLS_PERMISSIONS, Verb, chain, connect};
 pub use source::{Source, SourceError};
 pub use status::{Claims, Kind, MAX_PROBLEMS, Phase, Problem, Status, WatchStatus, Work};
 
@@ -43,6 +44,9 @@ pub struct Settings {
     /// A file for the warm start of source `kube`: written while the API answers, read when it does not answer at the
     /// start. Ignored by source `dir`, whose folder is as good.
     pub snapshot: Option<PathBuf>,
+    /// The namespaces whose Secrets (of type kubernetes.io/tls) and ConfigMaps source `kube` reads, for Services that are annotated
+    /// with certificates. Source `dir` takes whatever is in its folder.
+    pub tls_secret_namespaces: Vec<Arc<str>>,
 }
 
 /// Why discovery cannot start. Everything that may mend itself (an API server that is away) is no such error.
@@ -96,7 +100,7 @@ impl Discovery {
 /// What needs a change of the configuration; see [`StartError`].
 pub async fn start(settings: Settings, directory: DirectoryHandle) -> Result<Discovery, StartError> {
     let board = Arc::new(Board::new(settings.source.to_string()));
-    let Settings { source, node_name, namespace, snapshot } = settings;
+    let Settings { source, node_name, namespace, snapshot, tls_secret_namespaces } = settings;
     let writer = Writer::new(&node_name, &namespace, Arc::clone(&board), directory);
     let (workloads, running): (Arc<dyn Workloads>, _) = match source {
         Source::Dir(path) => {
@@ -107,7 +111,9 @@ pub async fn start(settings: Settings, directory: DirectoryHandle) -> Result<Dis
         }
         Source::Kube => {
             let client = kube::client().await.map_err(StartError::Kube)?;
-            let kube = kube::KubeSource::start(&client, &node_name, snapshot, writer, kube::Timing::default());
+            let timing = kube::Timing::default();
+            let namespaces = &tls_secret_namespaces;
+            let kube = kube::KubeSource::start(&client, &node_name, snapshot, namespaces, writer, timing);
             (kube.workloads(), Running::Kube(kube))
         }
     };

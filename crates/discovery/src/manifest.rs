@@ -18,6 +18,7 @@ pub(crate) mod split;
 mod tests;
 
 use raw::{RawHead, RawObject};
+pub(crate) use reduce::TLS_SECRET;
 
 /// What parsing needs to know and to share.
 #[derive(Debug)]
@@ -109,7 +110,8 @@ fn yaml_item(item: serde_norway::Value, kind: Option<Kind>, context: &mut Contex
 /// `Some` when `kind` is a list's: of anything (`List`) or of one kind (`ServiceList`).
 fn list_of(kind: &str) -> Option<Option<Kind>> {
     let of = kind.strip_suffix("List")?;
-    Some(Kind::ALL.into_iter().find(|kind| kind.as_str() == of))
+    let kinds = Kind::ALL.into_iter().chain([Kind::Secret, Kind::ConfigMap]);
+    Some(kinds.into_iter().find(|kind| kind.as_str() == of))
 }
 
 fn reduce_any(raw: &RawObject, kind: Option<Kind>, context: &mut Context) -> Result<Parsed, Unfit> {
@@ -134,6 +136,8 @@ fn known_kind(kind: Option<&str>, api_version: Option<&str>) -> Option<Kind> {
         (Some("v1"), "Service") => Some(Kind::Service),
         (Some("v1"), "Pod") => Some(Kind::Pod),
         (Some("v1"), "Node") => Some(Kind::Node),
+        (Some("v1"), "Secret") => Some(Kind::Secret),
+        (Some("v1"), "ConfigMap") => Some(Kind::ConfigMap),
         (Some("discovery.k8s.io/v1"), "EndpointSlice") => Some(Kind::EndpointSlice),
         _ => None,
     }

@@ -36,6 +36,8 @@ pub(crate) enum Object {
     Slice(SliceObject),
     Pod(Pod),
     Node(Node),
+    /// Of a Secret or a ConfigMap.
+    Material(Material),
 }
 
 /// A Service without its endpoints.
@@ -46,6 +48,41 @@ pub(crate) struct ServiceObject {
     pub(crate) kind: ServiceKind,
     /// TCP ports only.
     pub(crate) ports: SmallVec<[PortObject; 1]>,
+    /// What is annotated of TLS; mostly nothing.
+    pub(crate) tls: Option<Box<TlsAnnotations>>,
+}
+
+/// The annotations `posthouse.io/...` of a Service, as they are written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TlsAnnotations {
+    /// `tls-secret`: a Secret's name.
+    pub(crate) secret: Option<Arc<str>>,
+    /// `tls-ca-configmap`: a ConfigMap's name.
+    pub(crate) ca_config_map: Option<Arc<str>>,
+    /// `backend-tls`: `verify` or `insecure`.
+    pub(crate) backend: Option<Arc<str>>,
+    /// `backend-tls-ca`: `configmap/NAME` or `secret/NAME`.
+    pub(crate) backend_ca: Option<Arc<str>>,
+    /// `backend-tls-hostname`.
+    pub(crate) backend_hostname: Option<Arc<str>>,
+}
+
+/// What a Secret or a ConfigMap has of certificates, as PEM; what is empty is absent.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Material {
+    /// `tls.crt`.
+    pub(crate) certificates: Option<Vec<u8>>,
+    /// `tls.key`.
+    pub(crate) key: Option<Vec<u8>>,
+    /// `ca.crt`.
+    pub(crate) roots: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Material {
+    /// Without any of it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Material").finish_non_exhaustive()
+    }
 }
 
 /// A TCP port of a Service or of an EndpointSlice.

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use posthouse_model::{AppProtocol, EndpointState, Node, Pod, ServiceKind};
 
 use crate::manifest::raw::{
-    RawConditions, RawEndpoint, RawLabels, RawMeta, RawNodeAddress, RawObject, RawPodIp, RawPort, RawSpec, RawStatus,
-    RawTargetRef,
+    RawAnnotations, RawConditions, RawEndpoint, RawLabels, RawMeta, RawNodeAddress, RawObject, RawPodIp, RawPort,
+    RawSpec, RawStatus, RawTargetRef,
 };
 use crate::manifest::split;
 use crate::object::{EndpointObject, PortObject, ServiceObject, SliceObject};
@@ -146,7 +146,19 @@ fn of_service(service: &ServiceObject) -> RawObject {
             spec.external_name = text(target);
         }
     }
-    RawObject { spec: Some(spec), ..object("Service", "v1", &service.namespace, &service.name) }
+    let mut raw = RawObject { spec: Some(spec), ..object("Service", "v1", &service.namespace, &service.name) };
+    // The names of Secrets; what is in them is never written.
+    raw.metadata.annotations = service.tls.as_ref().map(|tls| {
+        let text = |of: &Option<std::sync::Arc<str>>| of.as_deref().and_then(text);
+        RawAnnotations {
+            tls_secret: text(&tls.secret),
+            tls_ca_config_map: text(&tls.ca_config_map),
+            backend_tls: text(&tls.backend),
+            backend_tls_ca: text(&tls.backend_ca),
+            backend_tls_hostname: text(&tls.backend_hostname),
+        }
+    });
+    raw
 }
 
 fn of_ports(ports: &[PortObject]) -> Vec<RawPort> {

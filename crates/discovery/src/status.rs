@@ -23,10 +23,14 @@ pub enum Kind {
     Pod,
     /// v1 Node.
     Node,
+    /// v1 Secret of type kubernetes.io/tls, in the namespaces whose Secrets are read.
+    Secret,
+    /// v1 ConfigMap, there.
+    ConfigMap,
 }
 
 impl Kind {
-    /// All of them.
+    /// Those of the whole cluster, that every view needs.
     pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Pod, Self::Node];
 
     /// As `kind` is written in a manifest.
@@ -37,6 +41,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Node => "Node",
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 

@@ -53,6 +53,7 @@ pub(crate) fn service(object: &ServiceObject, slices: &[&SliceObject], ground: G
         name: Arc::clone(&object.name),
         kind: object.kind.clone(),
         tls: None,
+        backend: None,
         ports,
         changed: ground.now,
     }
@@ -165,7 +166,7 @@ fn host_network(member: &EndpointObject, ground: Ground<'_>) -> bool {
     own.is_some_and(|own| own.host_network && own.id.namespace == pod.namespace && own.id.name == pod.name)
 }
 
-/// Whether two translations of one Service come to the same. Endpoints are compared by identity: an unchanged one is
+/// Whether two translations of one Service come to the same, certificates aside. Endpoints are compared by identity: an unchanged one is
 /// the old one.
 pub(crate) fn same(old: &Service, new: &Service) -> bool {
     old.kind == new.kind
@@ -178,6 +179,14 @@ pub(crate) fn same(old: &Service, new: &Service) -> bool {
                 && all.len() == now.len()
                 && all.iter().zip(now).all(|(old, new)| Arc::ptr_eq(old, new))
         })
+}
+
+/// Whether two translations of one Service have the same certificates, compared by identity, too.
+pub(crate) fn same_tls(old: &Service, new: &Service) -> bool {
+    fn same<T>(old: Option<&Arc<T>>, new: Option<&Arc<T>>) -> bool {
+        old.map(Arc::as_ptr) == new.map(Arc::as_ptr)
+    }
+    same(old.tls.as_ref(), new.tls.as_ref()) && same(old.backend.as_ref(), new.backend.as_ref())
 }
 
 /// The peers that the slices of the proxies' own Service name, one a node, and what was passed over.

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use crate::object::{Key, Object, ServiceObject, SliceObject};
 use crate::status::Kind;
 use crate::translate::{self, Ground};
+use crate::trust::{Found, Trust};
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,10 @@ pub(crate) struct View {
     changes: u64,
     /// Pods that changed since the last [`View::settle`], where somebody wants to know them.
     pub(crate) moved: Option<Vec<MovedPod>>,
+    /// Secrets and ConfigMaps.
+    trust: Trust,
+    /// See [`Settled::tls_notes`].
+    tls_notes: Vec<(ServiceKey, Vec<String>)>,
     directory: Directory,
 }
 
@@ -56,6 +61,8 @@ pub(crate) struct Settled {
     pub(crate) peer_notes: Option<Vec<String>>,
     /// See [`View::moved`].
     pub(crate) moved: Vec<MovedPod>,
+    /// What is wrong with the certificates of Services that were looked at; for some it may be nothing any more.
+    pub(crate) tls_notes: Vec<(ServiceKey, Vec<String>)>,
 }
 
 impl View {
@@ -75,6 +82,8 @@ impl View {
             changed: false,
             changes: 0,
             moved: None,
+            trust: Trust::default(),
+            tls_notes: Vec::new(),
             directory: Directory::default(),
         }
     }
@@ -99,6 +108,7 @@ impl View {
             Kind::EndpointSlice => self.slices.len(),
             Kind::Pod => self.pods.len(),
             Kind::Node => self.nodes.len(),
+            Kind::Secret | Kind::ConfigMap => self.trust.of_kind(kind).count(),
         }
     }
 
@@ -109,6 +119,7 @@ impl View {
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
             Kind::Node => self.nodes.keys().cloned().collect(),
+            Kind::Secret | Kind::ConfigMap => self.trust.of_kind(kind).cloned().collect(),
         }
     }
 
@@ -119,6 +130,7 @@ impl View {
             Kind::EndpointSlice => self.slices.contains_key(&key.name),
             Kind::Pod => self.pods.contains_key(&key.name),
             Kind::Node => self.nodes.contains_key(&key.name),
+            Kind::Secret | Kind::ConfigMap => self.trust.contains(key),
         }
     }
 
@@ -147,6 +159,11 @@ impl View {
             Object::Slice(slice) => self.put_slice(key.name, slice),
             Object::Pod(pod) => self.put_pod(key.name, pod),
             Object::Node(node) => self.put_node(key.name, node),
+            Object::Material(material) => {
+                self.dirty.extend(self.trust.put(key, material).iter().cloned());
+                // The snapshot does not have it.
+                false
+            }
         };
         self.changes += u64::from(changed);
     }
@@ -165,8 +182,23 @@ impl View {
             }),
             Kind::Pod => self.remove_pod(&key.name),
             Kind::Node => self.remove_node(&key.name),
+            Kind::Secret | Kind::ConfigMap => {
+                self.dirty.extend(self.trust.remove(key).iter().cloned());
+                false
+            }
         };
         self.changes += u64::from(known);
+    }
+
+    /// Secrets and ConfigMaps are read in these namespaces only, not in all.
+    pub(crate) fn read_secrets_of<'a>(&mut self, namespaces: impl IntoIterator<Item = &'a Arc<str>>) {
+        self.trust.namespaces = Some(namespaces.into_iter().map(|name| (Arc::clone(name), Vec::new())).collect());
+    }
+
+    /// All of a kind in such a namespace were read.
+    pub(crate) fn secrets_read(&mut self, namespace: &str, kind: Kind) {
+        let waiting = self.trust.read(namespace, kind);
+        self.dirty.extend(waiting);
     }
 
     fn put_service(&mut self, name: Arc<str>, service: ServiceObject) -> bool {
@@ -315,6 +347,7 @@ impl View {
             }
             settled.peer_notes = Some(notes);
         }
+        settled.tls_notes = std::mem::take(&mut self.tls_notes);
         settled.moved = self.moved.as_mut().map(std::mem::take).unwrap_or_default();
         settled.changed = std::mem::take(&mut self.changed);
         settled
@@ -323,7 +356,13 @@ impl View {
     /// Says whether the directory changed.
     fn rebuild(&mut self, key: &ServiceKey, now: SystemTime) -> bool {
         let old = self.directory.service(key).cloned();
-        let Some(object) = self.services.get(key) else {
+        let object = self.services.get(key);
+        let certified = self.trust.concerns(key, object.map(|object| &**object));
+        self.trust.refer(key, object.map(|object| &**object));
+        let Some(object) = object else {
+            if certified {
+                self.tls_notes.push((Arc::clone(key), Vec::new()));
+            }
             if old.is_none() {
                 return false;
             }
@@ -333,9 +372,17 @@ impl View {
         };
         let slices = slices_of(&self.by_service, &self.slices, key);
         let ground = Ground { directory: &self.directory, node_name: &self.node_name, now };
-        let new = translate::service(object, &slices, ground);
-        if old.as_ref().is_some_and(|old| translate::same(old, &new)) {
-            return false;
+        let mut new = translate::service(object, &slices, ground);
+        let Found { tls, backend, notes } = self.trust.of(object, &new, old.as_deref());
+        (new.tls, new.backend) = (tls, backend);
+        if certified {
+            self.tls_notes.push((Arc::clone(key), notes));
+        }
+        if let Some(old) = old.as_ref().filter(|old| translate::same(old, &new)) {
+            if translate::same_tls(old, &new) {
+                return false;
+            }
+            new.changed = old.changed;
         }
         self.index(key, Some(&new));
         self.directory.put_service(new);

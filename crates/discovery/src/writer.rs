@@ -15,6 +15,9 @@ use crate::view::View;
 /// Under this name problems with peers are shown.
 const PEERS: &str = "peers";
 
+/// Under this name problems with Services' certificates are shown.
+const CERTIFICATES: &str = "certificates";
+
 /// See the module's text.
 pub(crate) struct Writer {
     pub(crate) view: View,
@@ -88,6 +91,13 @@ impl Writer {
                     }
                 }
             });
+        }
+        for (service, notes) in &settled.tls_notes {
+            let service = format!("Service {service}");
+            match notes.is_empty() {
+                true => self.board.mended(CERTIFICATES, &service),
+                false => self.board.problem(CERTIFICATES, &service, &notes.join("; ")),
+            }
         }
         for kind in Kind::ALL {
             self.board.set_objects(kind, self.view.len(kind));

@@ -27,6 +27,7 @@ fn settings(folder: &Path) -> Settings {
         node_name: Arc::from("node-a"),
         namespace: Arc::from("mesh"),
         snapshot: None,
+        tls_secret_namespaces: Vec::new(),
     }
 }
 
@@ -392,4 +393,34 @@ async fn claims_of_senders_are_held_against_the_pods_of_all_nodes() {
     assert!(workloads.known(&fresh, "node-b").is_some());
     assert!(matches!(check("shop/web/u-web/web", "node-b").await, Checked::Unknown(_)));
     fs::rename(&away, under.folder.path()).unwrap();
+}
+
+#[tokio::test]
+async fn certificates_of_services_are_in_the_folder() {
+    let web = service("web", 1)
+        .replace("namespace: shop", "namespace: shop\n  annotations: {posthouse.io/tls-secret: web-tls}");
+    let secret = |key: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata: {{name: web-tls, namespace: shop}}\n\
+             stringData: {{tls.crt: CRT, tls.key: {key}, ca.crt: CA}}\n"
+        )
+    };
+    let mut under =
+        Under::start(&[("web.yaml", web), ("other.yaml", service("other", 2)), ("tls.yaml", secret("KEY-1"))]).await;
+    let key = |d: &Directory| {
+        let tls = d.service("shop/web")?.tls.clone()?;
+        tls.problem.is_none().then(|| tls.key.clone())
+    };
+    assert_eq!(key(&under.handle.load()), Some(b"KEY-1".to_vec()));
+    let rebuilt = under.discovery.status().work.rebuilt;
+    under.replace("tls.yaml", &secret("KEY-2"));
+    under.until("another key", |d| key(d) == Some(b"KEY-2".to_vec())).await;
+    assert_eq!(under.discovery.status().work.rebuilt, rebuilt + 1);
+    // Half a file, as a careless writer leaves it, and then none.
+    under.replace("tls.yaml", &secret("[HUSH]"));
+    let status = under.status("the problem", |s| has(s, "tls.yaml", "tls.key is no text")).await;
+    assert!(!serde_json::to_string(&status).unwrap().contains("HUSH"));
+    fs::remove_file(under.path("tls.yaml")).unwrap();
+    under.status("the loss", |s| has(s, "certificates", "what was read last is used on")).await;
+    assert_eq!(key(&under.handle.load()), Some(b"KEY-2".to_vec()));
 }

@@ -59,6 +59,7 @@ fn measured() {
             node_name: Arc::from("node-0"),
             namespace: Arc::from("posthouse"),
             snapshot: None,
+        tls_secret_namespaces: Vec::new(),
         };
         let discovery = start(settings, handle.clone()).await.unwrap();
         wait(&mut changes, || handle.load().complete).await;

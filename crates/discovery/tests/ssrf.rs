@@ -68,6 +68,7 @@ async fn no_manifest_makes_an_entry_usable() {
         node_name: Arc::from("node-a"),
         namespace: Arc::from("mesh"),
         snapshot: None,
+        tls_secret_namespaces: Vec::new(),
     };
     let handle = DirectoryHandle::default();
     let mut changes = handle.subscribe();

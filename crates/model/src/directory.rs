@@ -35,7 +35,9 @@ pub enum AppProtocol {
     Grpc,
     /// `kubernetes.io/ws`: HTTP/1.1 that will be upgraded.
     WebSocket,
-    /// `https`, `tls`, `kubernetes.io/wss`: TLS of the application, opaque to us.
+    /// `https`: HTTP within TLS of the application. What clients send in TLS is opaque to us.
+    Https,
+    /// `tls`, `kubernetes.io/wss`: TLS of the application, opaque to us.
     Tls,
     /// `tcp` and known non-HTTP protocols: opaque.
     Tcp,
@@ -50,7 +52,8 @@ impl AppProtocol {
             Some("kubernetes.io/h2c" | "h2c" | "http2") => Self::H2c,
             Some("grpc") => Self::Grpc,
             Some("kubernetes.io/ws" | "ws") => Self::WebSocket,
-            Some("https" | "tls" | "kubernetes.io/wss" | "wss" | "grpcs") => Self::Tls,
+            Some("https") => Self::Https,
+            Some("tls" | "kubernetes.io/wss" | "wss" | "grpcs") => Self::Tls,
             Some("tcp" | "redis" | "mysql" | "postgres" | "postgresql" | "mongo" | "mongodb" | "kafka" | "amqp") => {
                 Self::Tcp
             }
@@ -61,7 +64,7 @@ impl AppProtocol {
     /// Whether bytes for this port are never looked into.
     #[must_use]
     pub fn is_opaque(self) -> bool {
-        matches!(self, Self::Tls | Self::Tcp)
+        matches!(self, Self::Https | Self::Tls | Self::Tcp)
     }
 
     /// The name shown in the admin API.
@@ -73,6 +76,7 @@ impl AppProtocol {
             Self::H2c => "h2c",
             Self::Grpc => "grpc",
             Self::WebSocket => "ws",
+            Self::Https => "https",
             Self::Tls => "tls",
             Self::Tcp => "tcp",
         }
@@ -101,6 +105,8 @@ pub struct Service {
     pub kind: ServiceKind,
     /// Its own certificate and how it is verified, where it is annotated with one.
     pub tls: Option<Arc<ServiceTls>>,
+    /// How TLS is made to its pods; there is one where a port is [`AppProtocol::Https`].
+    pub backend: Option<Arc<BackendTls>>,
     /// Its TCP ports, in the Service's order.
     pub ports: Vec<ServicePort>,
     /// When its endpoints or ports last changed, for error messages.
@@ -134,6 +140,20 @@ impl std::fmt::Debug for ServiceTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServiceTls").field("problem", &self.problem).finish_non_exhaustive()
     }
+}
+
+/// How we make TLS to the pods of a Service (annotations `posthouse.io/backend-tls*`), for plain requests to its `https` ports. Compared
+/// by pointer, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendTls {
+    /// Whether the pods' certificates are verified; not by `posthouse.io/backend-tls: insecure`.
+    pub verify: bool,
+    /// What they are verified by: PEM that nobody has checked yet.
+    pub roots: Vec<u8>,
+    /// The name that their certificates must have and that is asked for (SNI).
+    pub hostname: Arc<str>,
+    /// Why that cannot be done, in words: then no TLS is made.
+    pub problem: Option<Arc<str>>,
 }
 
 /// Makes the `namespace/name` key of a Service.

@@ -17,8 +17,8 @@ pub mod workload;
 pub use authority::{Authority, AuthorityError, Host};
 pub use causes::chain;
 pub use directory::{
-    AppProtocol, Directory, DirectoryHandle, Endpoint, EndpointSet, EndpointState, Node, Peer, Pod, PodRef, Service,
-    ServiceKey, ServiceKind, ServicePort,
+    AppProtocol, BackendTls, Directory, DirectoryHandle, Endpoint, EndpointSet, EndpointState, Node, Peer, Pod, PodRef,
+    Service, ServiceKey, ServiceKind, ServicePort,
 };
 pub use metric::MetricDoc;
 pub use resolve::{Destination, Unresolved};

@@ -130,6 +130,17 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "POSTHOUSE_SNAPSHOT", value_name = "PATH", help_heading = "Discovery")]
     snapshot: Option<PathBuf>,
 
+    /// Namespaces whose TLS Secrets and ConfigMaps are read, for Services with a certificate of their own; repeat or separate by
+    /// commas
+    ///
+    /// They are read for Services with the annotations posthouse.io/tls-secret and posthouse.io/backend-tls-ca. It needs a Role in each
+    /// of them (the chart's tlsSecretNamespaces). With --source dir the folder's are read, whatever is said here.
+    ///
+    /// [default: none, no Secret is read]
+    #[arg(long, env = "POSTHOUSE_TLS_SECRET_NAMESPACES", value_name = "NAMESPACE", value_delimiter = ',')]
+    #[arg(value_parser = values::dns_label, help_heading = "Discovery")]
+    tls_secret_namespaces: Vec<String>,
+
     /// Where this node's pods send their requests (their HTTP_PROXY); repeat or separate by commas
     ///
     /// [default: port 4140 of each --node-ip and of the loopback address of the same family]
@@ -239,6 +250,7 @@ pub(crate) struct Config {
     /// Without dots at its ends.
     pub(crate) cluster_domain: String,
     pub(crate) snapshot: Option<PathBuf>,
+    pub(crate) tls_secret_namespaces: Vec<String>,
     /// At least one.
     pub(crate) outbound_listen: Vec<SocketAddr>,
     pub(crate) link_listen: SocketAddr,
@@ -305,6 +317,7 @@ impl RunArgs {
             namespace,
             cluster_domain,
             snapshot,
+            tls_secret_namespaces,
             outbound_listen,
             link_listen,
             admin_listen,
@@ -365,6 +378,7 @@ impl RunArgs {
             namespace,
             cluster_domain,
             snapshot,
+            tls_secret_namespaces,
             drain,
             log,
             log_format,

@@ -132,6 +132,7 @@ async fn discover(config: &Config, directory: &DirectoryHandle) -> Result<Arc<Di
         node_name: Arc::from(config.node_name.as_str()),
         namespace: Arc::from(config.namespace.as_str()),
         snapshot: config.snapshot.clone(),
+        tls_secret_namespaces: config.tls_secret_namespaces.iter().map(|name| Arc::from(name.as_str())).collect(),
     };
     match posthouse_discovery::start(settings, directory.clone()).await {
         Ok(discovery) => Ok(Arc::new(discovery)),

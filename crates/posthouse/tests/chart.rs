@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use posthouse_discovery::PERMISSIONS;
+use posthouse_discovery::{PERMISSIONS, Permission, TLS_PERMISSIONS};
 use serde_json::Value as Json;
 use serde_norway::{Mapping, Value as Yaml};
 
@@ -57,11 +57,8 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-#[test]
-fn the_cluster_role_grants_what_the_program_asks_for_and_nothing_else() {
-    let text = template("clusterrole.yaml");
-    let (_, rules) = text.split_once("\nrules:\n").expect("clusterrole.yaml has rules");
-    let rules = rules.trim_end().strip_suffix("{{- end }}").expect("the rules are the template's end");
+/// Group, resource and verb of every right that these rules grant.
+fn granted(rules: &str) -> BTreeSet<(String, String, String)> {
     assert!(!rules.contains("{{"), "the rules must be plain YAML, so that they can be compared");
     let rules: Vec<Mapping> = serde_norway::from_str(rules).unwrap();
     let mut granted = BTreeSet::new();
@@ -78,23 +75,50 @@ fn the_cluster_role_grants_what_the_program_asks_for_and_nothing_else() {
             }
         }
     }
-    let needed: BTreeSet<_> = PERMISSIONS
-        .iter()
-        .flat_map(|p| p.verbs.iter().map(|verb| (p.group.to_owned(), p.resource.to_owned(), verb.as_str().to_owned())))
-        .collect();
-    assert_eq!(granted, needed, "clusterrole.yaml (left) and posthouse_discovery::PERMISSIONS (right)");
-    // All of them are of the whole cluster, and there is no second role with more.
-    for (name, text) in templates() {
-        let roles = text.lines().filter(|line| matches!(line.trim(), "kind: Role" | "kind: ClusterRole")).count();
-        // The binding names the role, too.
-        assert_eq!(roles, usize::from(name.starts_with("clusterrole")), "{name}");
-    }
+    granted
+}
+
+fn needed(permissions: &[Permission]) -> BTreeSet<(String, String, String)> {
+    let verbs = |p: &Permission| -> Vec<_> {
+        p.verbs.iter().map(|verb| (p.group.to_owned(), p.resource.to_owned(), verb.as_str().to_owned())).collect()
+    };
+    permissions.iter().flat_map(verbs).collect()
 }
 
 #[test]
-fn the_page_on_discovery_lists_the_permissions() {
+fn the_roles_grant_what_the_program_asks_for_and_nothing_else() {
+    let text = template("clusterrole.yaml");
+    let (_, rules) = text.split_once("\nrules:\n").expect("clusterrole.yaml has rules");
+    let rules = rules.trim_end().strip_suffix("{{- end }}").expect("the rules are the template's end");
+    assert_eq!(
+        granted(rules),
+        needed(&PERMISSIONS),
+        "clusterrole.yaml (left) and posthouse_discovery::PERMISSIONS (right)"
+    );
+    let text = template("tls-roles.yaml");
+    let (_, rules) = text.split_once("\nrules:\n").expect("tls-roles.yaml has rules");
+    let (rules, _) = rules.split_once("\n---\n").expect("the binding follows");
+    assert_eq!(
+        granted(rules),
+        needed(&TLS_PERMISSIONS),
+        "tls-roles.yaml (left) and posthouse_discovery::TLS_PERMISSIONS (right)"
+    );
+    // There is no other role with more.
+    for (name, text) in templates() {
+        let roles = text.lines().filter(|line| matches!(line.trim(), "kind: Role" | "kind: ClusterRole")).count();
+        // The bindings name the roles, too.
+        let wanted = match name.as_str() {
+            "clusterrole.yaml" | "clusterrolebinding.yaml" => 1,
+            "tls-roles.yaml" => 2,
+            _ => 0,
+        };
+        assert_eq!(roles, wanted, "{name}");
+    }
+}
+
+fn permissions(all: &[Permission]) -> String {
     let mut table = String::from("| resource | verbs | what for |\n|---|---|---|\n");
-    for permission in PERMISSIONS {
+    for permission in all {
         let resource = match permission.group {
             "" => permission.resource.to_owned(),
             group => format!("{}.{group}", permission.resource),
@@ -102,7 +126,13 @@ fn the_page_on_discovery_lists_the_permissions() {
         let verbs: Vec<&str> = permission.verbs.iter().map(|verb| verb.as_str()).collect();
         writeln!(table, "| `{resource}` | {} | {} |", verbs.join(", "), cell(permission.why)).unwrap();
     }
-    hold("docs/discovery.md", "permissions", &table);
+    table
+}
+
+#[test]
+fn the_page_on_discovery_lists_the_permissions() {
+    hold("docs/discovery.md", "permissions", &permissions(&PERMISSIONS));
+    hold("docs/discovery.md", "tls permissions", &permissions(&TLS_PERMISSIONS));
 }
 
 /// A flag of `posthouse run` as docs/reference.md has it, which is itself held against the code.

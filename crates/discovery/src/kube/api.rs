@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::Timing;
 use super::permissions::{Permission, Verb};
+use crate::manifest::TLS_SECRET;
 use crate::status::Kind;
 
 /// Why an answer is none.
@@ -95,6 +96,14 @@ impl Api {
     /// The Pods of any node, one of many whose lists must be cheap.
     pub(crate) fn pods_of(client: Client, node: &str, timing: Timing) -> Self {
         Self { cached: true, ..Self::new(client, Kind::Pod, node, timing) }
+    }
+
+    /// The Secrets for TLS, or the ConfigMaps, of a namespace.
+    pub(crate) fn of_namespace(client: Client, kind: Kind, namespace: &str, timing: Timing) -> Self {
+        let permission = Permission::to_read(kind);
+        let fields = (kind == Kind::Secret).then(|| format!("type={TLS_SECRET}"));
+        let request = Arc::new(Request::new(permission.path_in(namespace)));
+        Self { client, permission, request, fields, cached: false, timing }
     }
 
     /// A list is complete.

@@ -30,6 +30,9 @@ struct State {
     writer: Writer,
     /// Which kinds the API has listed.
     listed: [bool; 4],
+    /// The namespaces whose Secrets or ConfigMaps were not asked for yet: a Service that shows a certificate must have it
+    /// before there are requests.
+    unasked: HashSet<(Kind, Arc<str>)>,
 }
 
 /// What a list under way has shown so far.
@@ -167,8 +170,14 @@ impl Taker for OfKind {
 }
 
 impl Feed {
-    pub(crate) fn new(writer: Writer) -> Self {
-        Self { state: Mutex::new(State { writer, listed: [false; 4] }), unreachable: Notify::new() }
+    /// Beside the kinds of the whole cluster there are the Secrets and ConfigMaps of `namespaces`.
+    pub(crate) fn new(mut writer: Writer, namespaces: &[Arc<str>]) -> Self {
+        writer.view.read_secrets_of(namespaces);
+        let unasked = namespaces
+            .iter()
+            .flat_map(|of| [Kind::Secret, Kind::ConfigMap].map(|kind| (kind, Arc::clone(of))))
+            .collect();
+        Self { state: Mutex::new(State { writer, listed: [false; 4], unasked }), unreachable: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -211,11 +220,29 @@ impl Feed {
             state.writer.board.mended(SOURCE, &key.to_string());
         }
         state.listed[kind.index()] = true;
-        if state.listed == [true; 4] {
-            state.writer.view.set_complete();
-        }
-        state.writer.publish();
+        state.settle();
         Ok(())
+    }
+
+    /// The same of a list of one namespace's Secrets or ConfigMaps. All of them may be deleted, so an empty list is believed:
+    /// no Service gives its certificate up for that.
+    fn complete_in(&self, kind: Kind, namespace: &Arc<str>, seen: &Seen) {
+        let mut state = self.lock();
+        let within = |name: &Arc<str>| name.split_once('/').is_some_and(|(of, _)| *of == **namespace);
+        let names = state.writer.view.names(kind).into_iter().filter(within);
+        let gone: Vec<Key> = names.filter(|name| seen.ended(name)).map(|name| Key { kind, name }).collect();
+        state.writer.remove(&gone);
+        state.writer.view.secrets_read(namespace, kind);
+        state.unasked.remove(&(kind, Arc::clone(namespace)));
+        state.settle();
+    }
+
+    /// They cannot be read now. The other Services are not to wait for that.
+    fn asked_in(&self, kind: Kind, namespace: &Arc<str>) {
+        let mut state = self.lock();
+        if state.unasked.remove(&(kind, Arc::clone(namespace))) {
+            state.settle();
+        }
     }
 
     /// Takes whole lines of a watch; publishes once for all. Moves `version` to that of the last object.
@@ -272,7 +299,64 @@ impl Feed {
     }
 }
 
+/// The Secrets or ConfigMaps of one namespace.
+pub(crate) struct OfNamespace {
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) kind: Kind,
+    pub(crate) namespace: Arc<str>,
+    /// How many namespaces there are.
+    pub(crate) namespaces: usize,
+}
+
+impl OfNamespace {
+    /// What the board calls it.
+    fn name(&self) -> String {
+        format!("{}s of namespace {}", self.kind, self.namespace)
+    }
+}
+
+impl Taker for OfNamespace {
+    fn page(&self, text: &str, seen: &mut Seen) -> Result<Next, Failure> {
+        self.feed.page(self.kind, text, seen)
+    }
+
+    fn complete(&self, seen: &Seen) -> Result<(), Failure> {
+        self.feed.complete_in(self.kind, &self.namespace, seen);
+        Ok(())
+    }
+
+    fn events(&self, lines: &[u8], version: &mut String) -> Result<(), Failure> {
+        self.feed.events(self.kind, lines, version)
+    }
+
+    fn phase(&self, _: Phase) {}
+
+    fn heard(&self) {
+        self.board.mended(SOURCE, &self.name());
+    }
+
+    fn failed(&self, failure: &Failure) {
+        let text = format!("they cannot be read ({}); what was read last is used on", failure.text());
+        self.board.problem(SOURCE, &self.name(), &text);
+        self.feed.asked_in(self.kind, &self.namespace);
+    }
+
+    fn crowd(&self) -> usize {
+        // `SHARE` reckons with four watches a node.
+        self.feed.nodes() * (4 + 2 * self.namespaces) / 4
+    }
+}
+
 impl State {
+    /// Publishes; the view is complete once everything was listed.
+    fn settle(&mut self) {
+        if self.listed == [true; 4] && self.unasked.is_empty() {
+            self.writer.view.set_complete();
+        }
+        self.writer.publish();
+    }
+
     /// Takes one object and gives its name, if it has one. One that does not fit changes nothing: the last good one
     /// stays.
     fn object(&mut self, kind: Kind, item: &RawValue) -> Option<Arc<str>> {

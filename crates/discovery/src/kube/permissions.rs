@@ -56,6 +56,10 @@ pub const PERMISSIONS: [Permission; 4] = [
     Permission::to_read(Kind::Pod),
 ];
 
+/// What is asked for in each namespace of `--tls-secret-namespaces`, and in no other. RBAC knows neither types nor names that are not
+/// known in advance, so it is all Secrets there, although only those of type kubernetes.io/tls are asked for.
+pub const TLS_PERMISSIONS: [Permission; 2] = [Permission::to_read(Kind::Secret), Permission::to_read(Kind::ConfigMap)];
+
 impl Permission {
     /// What it takes to know every object of a kind.
     pub(crate) const fn to_read(kind: Kind) -> Self {
@@ -69,8 +73,15 @@ impl Permission {
                 "pods",
                 "who asks, who is asked; requested for `spec.nodeName` = this node, and for other nodes whose claims are checked",
             ),
+            Kind::Secret => ("", "secrets", "certificates of Services; requested for `type` = kubernetes.io/tls"),
+            Kind::ConfigMap => ("", "configmaps", "`ca.crt`, by which Services and their pods are verified"),
         };
         Self { group, version: "v1", resource, verbs: VERBS, why }
+    }
+
+    /// The path of a namespace's part of the collection.
+    pub(crate) fn path_in(&self, namespace: &str) -> String {
+        format!("/api/{}/namespaces/{namespace}/{}", self.version, self.resource)
     }
 
     /// The collection's path on the API server.

@@ -14,6 +14,7 @@ use crate::writer::Writer;
 mod away;
 mod bad_answers;
 mod claims;
+mod secrets;
 mod server;
 
 use server::{Answer, Asked, Script, Server, until};
@@ -38,11 +39,22 @@ impl Under {
         timing: Timing,
         snapshot: Option<std::path::PathBuf>,
     ) -> Self {
+        Self::with_secrets(client, asked, timing, snapshot, &[])
+    }
+
+    /// The Secrets of `namespaces` are read, too.
+    fn with_secrets(
+        client: &Client,
+        asked: mpsc::UnboundedReceiver<Asked>,
+        timing: Timing,
+        snapshot: Option<std::path::PathBuf>,
+        namespaces: &[Arc<str>],
+    ) -> Self {
         let handle = DirectoryHandle::default();
         let board = Arc::new(Board::new("kube".to_owned()));
         let node: Arc<str> = Arc::from("node-a");
         let writer = Writer::new(&node, "mesh", Arc::clone(&board), handle.clone());
-        let source = KubeSource::start(client, &node, snapshot, writer, timing);
+        let source = KubeSource::start(client, &node, snapshot, namespaces, writer, timing);
         Self { changes: handle.subscribe(), handle, board, asked, _source: source }
     }
 

@@ -4,6 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use secret::{RawData, Value};
+
+mod secret;
+
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawObject {
@@ -24,6 +28,13 @@ pub(crate) struct RawObject {
     pub(crate) endpoints: Option<Vec<RawEndpoint>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ports: Option<Vec<RawPort>>,
+    // Secret and ConfigMap; never written anywhere.
+    #[serde(rename = "type", skip_serializing)]
+    pub(crate) secret_type: Option<String>,
+    #[serde(skip_serializing)]
+    pub(crate) data: Option<RawData>,
+    #[serde(skip_serializing)]
+    pub(crate) string_data: Option<RawData>,
     // List
     #[serde(skip_serializing)]
     pub(crate) items: Option<Vec<RawObject>>,
@@ -56,6 +67,23 @@ pub(crate) struct RawMeta {
     pub(crate) uid: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) labels: Option<RawLabels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) annotations: Option<RawAnnotations>,
+}
+
+/// The annotations that matter; others may be of any type.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct RawAnnotations {
+    #[serde(rename = "posthouse.io/tls-secret", skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_secret: Option<String>,
+    #[serde(rename = "posthouse.io/tls-ca-configmap", skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_ca_config_map: Option<String>,
+    #[serde(rename = "posthouse.io/backend-tls", skip_serializing_if = "Option::is_none")]
+    pub(crate) backend_tls: Option<String>,
+    #[serde(rename = "posthouse.io/backend-tls-ca", skip_serializing_if = "Option::is_none")]
+    pub(crate) backend_tls_ca: Option<String>,
+    #[serde(rename = "posthouse.io/backend-tls-hostname", skip_serializing_if = "Option::is_none")]
+    pub(crate) backend_tls_hostname: Option<String>,
 }
 
 /// The one label that matters; others may be of any type.

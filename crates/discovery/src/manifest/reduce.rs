@@ -4,18 +4,26 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use ipnet::IpNet;
 use posthouse_model::directory::service_key;
 use posthouse_model::{AppProtocol, EndpointState, Node, Pod, PodRef, ServiceKind};
 use smallvec::SmallVec;
 
 use super::Context;
-use super::raw::{RawConditions, RawEndpoint, RawMeta, RawObject, RawPort, RawSpec, RawTargetRef};
-use crate::object::{EndpointObject, Key, Object, PortObject, ServiceObject, SliceObject, stand_in_uid};
+use super::raw::{
+    RawAnnotations, RawConditions, RawData, RawEndpoint, RawMeta, RawObject, RawPort, RawSpec, RawTargetRef, Value,
+};
+use crate::object::{
+    EndpointObject, Key, Material, Object, PortObject, ServiceObject, SliceObject, TlsAnnotations, stand_in_uid,
+};
 use crate::status::Kind;
 
 /// Where objects without a namespace are, as kubectl has it.
 const DEFAULT_NAMESPACE: &str = "default";
+
+/// The only type of Secret that is read.
+pub(crate) const TLS_SECRET: &str = "kubernetes.io/tls";
 
 type Notes = Vec<String>;
 
@@ -63,6 +71,8 @@ pub(super) fn object(
         Kind::EndpointSlice => slice(raw, key, context, &mut notes).map(Object::Slice),
         Kind::Pod => pod(raw, context, &mut notes).map(Object::Pod),
         Kind::Node => Some(Object::Node(node(raw, key, &mut notes))),
+        Kind::Secret => secret(raw)?.map(Object::Material),
+        Kind::ConfigMap => config_map(raw)?.map(Object::Material),
     };
     Ok((object, notes))
 }
@@ -75,7 +85,65 @@ fn service(raw: &RawObject, context: &mut Context, notes: &mut Notes) -> Result<
         name: Arc::from(raw.metadata.name.as_deref().unwrap_or_default()),
         kind: service_kind(spec, notes)?,
         ports: ports.iter().filter_map(|port| tcp_port(port, context)).collect(),
+        tls: raw.metadata.annotations.as_ref().and_then(tls_annotations),
     })
+}
+
+fn tls_annotations(raw: &RawAnnotations) -> Option<Box<TlsAnnotations>> {
+    let text = |written: &Option<String>| written.as_deref().filter(|text| !text.is_empty()).map(Arc::from);
+    let found = TlsAnnotations {
+        secret: text(&raw.tls_secret),
+        ca_config_map: text(&raw.tls_ca_config_map),
+        backend: text(&raw.backend_tls),
+        backend_ca: text(&raw.backend_tls_ca),
+        backend_hostname: text(&raw.backend_tls_hostname),
+    };
+    (found != TlsAnnotations::default()).then(|| Box::new(found))
+}
+
+/// A Secret of type kubernetes.io/tls. Its errors never quote it.
+fn secret(raw: &RawObject) -> Result<Option<Material>, String> {
+    if raw.secret_type.as_deref() != Some(TLS_SECRET) {
+        return Ok(None);
+    }
+    let none = RawData::default();
+    let (data, plain) = (raw.data.as_ref().unwrap_or(&none), raw.string_data.as_ref().unwrap_or(&none));
+    if data.unfit || plain.unfit {
+        return Err("its data is no map".to_owned());
+    }
+    // As the API server has it: stringData wins.
+    let entry = |name: &str, data: &Option<Value>, plain: &Option<Value>| match (plain, data) {
+        (Some(Value::Text(text)), _) => Ok(present(text.clone().into_bytes())),
+        (None, Some(Value::Text(text))) => decoded(text).map(present).ok_or_else(|| format!("its {name} is no base64")),
+        (None, None) => Ok(None),
+        (Some(Value::Unfit), _) | (None, Some(Value::Unfit)) => Err(format!("its {name} is no text")),
+    };
+    Ok(Some(Material {
+        certificates: entry("tls.crt", &data.certificates, &plain.certificates)?,
+        key: entry("tls.key", &data.key, &plain.key)?,
+        roots: entry("ca.crt", &data.roots, &plain.roots)?,
+    }))
+}
+
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    // People break long lines in manifests.
+    let joined: String = text.split_ascii_whitespace().collect();
+    BASE64_STANDARD.decode(joined).ok()
+}
+
+fn present(bytes: Vec<u8>) -> Option<Vec<u8>> {
+    (!bytes.is_empty()).then_some(bytes)
+}
+
+/// A ConfigMap with certificates of authorities.
+fn config_map(raw: &RawObject) -> Result<Option<Material>, String> {
+    match raw.data.as_ref().and_then(|data| data.roots.as_ref()) {
+        None => Ok(None),
+        Some(Value::Text(text)) => {
+            Ok(Some(Material { roots: present(text.clone().into_bytes()), ..Material::default() }))
+        }
+        Some(Value::Unfit) => Err("its ca.crt is no text".to_owned()),
+    }
 }
 
 fn service_kind(spec: &RawSpec, notes: &mut Notes) -> Result<ServiceKind, String> {

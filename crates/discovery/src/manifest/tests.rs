@@ -199,7 +199,7 @@ fn what_does_not_fit_is_named_as_well_as_possible() {
 #[test]
 fn other_kinds_are_passed_over_whatever_is_in_them() {
     for text in [
-        "{apiVersion: v1, kind: ConfigMap, metadata: {name: Not A Name}}",
+        "{apiVersion: v1, kind: Event, metadata: {name: Not A Name}}",
         "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {ports: none}}",
         "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: s}, spec: {ports: none}}",
         "{apiVersion: v1, kind: Endpoints, metadata: {name: web}, subsets: []}",
@@ -211,7 +211,7 @@ fn other_kinds_are_passed_over_whatever_is_in_them() {
 #[test]
 fn a_list_gives_its_good_items() {
     let items = "[{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {}}, {apiVersion: v1, kind: Service, metadata: \
-                 {name: b}, spec: {ports: 7}}, {apiVersion: v1, kind: Secret}, {apiVersion: v1, kind: Service, metadata: {name: c}, spec: {}}]";
+                 {name: b}, spec: {ports: 7}}, {apiVersion: v1, kind: Event}, {apiVersion: v1, kind: Service, metadata: {name: c}, spec: {}}]";
     let yaml_text = format!("apiVersion: v1\nkind: List\nitems: {items}");
     let value: serde_norway::Value = serde_norway::from_str(&yaml_text).unwrap();
     let json_text = serde_json::to_string(&value).unwrap();

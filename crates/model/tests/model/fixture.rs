@@ -53,6 +53,7 @@ pub(crate) fn service(directory: &Directory, key: &str, kind: ServiceKind, ports
         name: name.into(),
         kind,
         tls: None,
+        backend: None,
         ports: ports.collect(),
         changed: SystemTime::now(),
     }

@@ -21,6 +21,7 @@ fn service(namespace: &str, name: &str, kind: ServiceKind, endpoints: Vec<Arc<En
         name: name.into(),
         kind,
         tls: None,
+        backend: None,
         ports: vec![ServicePort {
             name: "http".into(),
             port: 80,

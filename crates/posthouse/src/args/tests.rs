@@ -100,6 +100,7 @@ fn every_value_is_read_as_written() {
         "--drain=1500ms",
         "--workers=7",
         "--snapshot=/var/lib/posthouse/view",
+        "--tls-secret-namespaces=shop,mesh",
         "--log=info,posthouse_proxy=debug",
         "--log-format=json",
         "--tls=off",
@@ -110,6 +111,7 @@ fn every_value_is_read_as_written() {
     assert_eq!(config.missing_peer, MissingPeer::Fail);
     assert_eq!((config.drain, config.workers), (Duration::from_millis(1500), 7));
     assert_eq!(config.snapshot, Some("/var/lib/posthouse/view".into()));
+    assert_eq!(config.tls_secret_namespaces, ["shop", "mesh"]);
     assert_eq!((config.log.as_str(), config.log_format), ("info,posthouse_proxy=debug", LogFormat::Json));
 }
 

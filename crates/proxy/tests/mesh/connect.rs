@@ -184,7 +184,7 @@ async fn a_server_that_speaks_first_is_heard() {
 #[tokio::test]
 async fn a_port_that_is_said_to_be_tcp_or_tls_is_not_looked_into_and_not_waited_for() {
     for node in [A, B] {
-        for app in [AppProtocol::Tcp, AppProtocol::Tls] {
+        for app in [AppProtocol::Tcp, AppProtocol::Https, AppProtocol::Tls] {
             let pod = Pod::raw(node, 10, |mut wire, n| async move {
                 if n == 0 {
                     wire.send("banner").await;

@@ -102,11 +102,13 @@ impl Script {
             "/apis/discovery.k8s.io/v1/endpointslices" => Kind::EndpointSlice,
             "/api/v1/pods" => Kind::Pod,
             "/api/v1/nodes" => Kind::Node,
+            "/api/v1/namespaces/shop/secrets" => Kind::Secret,
+            "/api/v1/namespaces/shop/configmaps" => Kind::ConfigMap,
             other => panic!("nobody may ask for {other}"),
         };
         let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         let query: HashMap<String, String> =
-            pairs.map(|(name, value)| (name.to_owned(), value.replace("%3D", "="))).collect();
+            pairs.map(|(name, value)| (name.to_owned(), value.replace("%3D", "=").replace("%2F", "/"))).collect();
         let watch = query.get("watch").is_some_and(|watch| watch == "true");
         // The test may have ended by now.
         let _ = self.asked.send(Asked { kind, watch, query });

@@ -252,6 +252,7 @@ impl Svc {
             name: Arc::from(self.name),
             kind: self.kind.clone(),
             tls: None,
+            backend: None,
             ports: self
                 .port
                 .iter()

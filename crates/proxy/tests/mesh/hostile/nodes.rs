@@ -33,6 +33,7 @@ fn service(namespace: &str, name: &str, app_protocol: AppProtocol, endpoint: End
         name: Arc::from(name),
         kind: ServiceKind::ClusterIp(std::iter::empty().collect()),
         tls: None,
+        backend: None,
         ports: vec![ServicePort {
             name: Arc::from(""),
             port: 80,
