@@ -2,6 +2,7 @@
 //! of it knows whether a link is encrypted.
 //! [`Plain`] (`--tls off`) has bytes in the clear and tells the peer by its address alone.
 
+mod backend;
 mod certificates;
 mod files;
 pub mod kube;
@@ -23,6 +24,7 @@ use posthouse_model::transport::{BoxIo, Connecting, LinkTransport, PeerIdentity}
 use rustls::crypto::CryptoProvider;
 use tokio::net::{TcpSocket, TcpStream};
 
+pub use backend::Backends;
 pub use certificates::{CertificateState, Certificates, Current, Rejected, State};
 pub use files::{Files, FilesError};
 pub use material::{Material, MaterialError, Part, Pem, Problem};

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::directory::{Directory, Peer, Service, ServiceKey};
+use crate::directory::{BackendTls, Directory, Peer, Service, ServiceKey};
 
 /// A byte stream in both directions, plain or secured.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -43,6 +43,18 @@ impl PeerIdentity {
     pub fn unauthenticated(node: Arc<str>) -> Self {
         Self { node, authenticated: false, service: None, expires: None }
     }
+}
+
+/// Makes TLS to pods whose Service asks for it.
+pub trait PodTls: Send + Sync {
+    /// Shakes hands on a connection to a pod, agreeing on `protocol` (ALPN). Bounds its own time. What is wrong with the pod's
+    /// certificate or with what it shall be verified by comes as [`io::ErrorKind::InvalidData`].
+    fn connect<'a>(
+        &'a self,
+        stream: TcpStream,
+        backend: &'a Arc<BackendTls>,
+        protocol: &'static [u8],
+    ) -> Connecting<'a, BoxIo>;
 }
 
 /// Makes and takes links. Implementations bound their own time (connect, handshake).

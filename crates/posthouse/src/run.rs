@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use posthouse_discovery::{Discovery, Settings, StartError, Status};
-use posthouse_identity::Plain;
+use posthouse_identity::{Backends, Plain};
 use posthouse_model::DirectoryHandle;
 use posthouse_model::workload::Workloads;
 use posthouse_proxy::{Proxy, Timeouts, Workers};
@@ -153,7 +153,11 @@ fn data_plane(config: &Config, directory: &DirectoryHandle, workloads: Arc<dyn W
         own_addresses: config.listeners().map(|(_, address)| address).collect(),
         timeouts,
     };
-    Proxy::new(settings, directory.clone(), Arc::new(transport), workloads)
+    Proxy::new(
+        settings,
+        directory.clone(),
+        posthouse_proxy::Trust { links: Arc::new(transport), pods: Arc::new(Backends::default()), workloads },
+    )
 }
 
 /// Returns once every kind of object has been listed.

@@ -135,7 +135,7 @@ impl Claims {
             return Ok(Caller::unidentified(&peer.node));
         };
         let known = self.known(source).ok_or_else(|| denied("a link's stream names its source in another form"))?;
-        let workloads = &worker.proxy.workloads;
+        let workloads = &worker.proxy.trust.workloads;
         let checked = match workloads.known(&known.claim, &peer.node) {
             Some(checked) => checked,
             None => workloads.check(&known.claim, &peer.node).await,

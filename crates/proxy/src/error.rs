@@ -23,6 +23,10 @@ pub enum ErrorKind {
     ConnectionTimeout,
     /// A limit of ours on connections or streams is reached.
     ConnectionLimitReached,
+    /// The pod's certificate, or what it shall be verified by, is not right.
+    TlsCertificateError,
+    /// The TLS handshake with the pod failed.
+    TlsProtocolError,
     /// The request is malformed or ambiguous.
     HttpRequestError,
     /// The request is well-formed but not allowed.
@@ -43,7 +47,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for the reference page and its test.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::DestinationNotFound,
         Self::DestinationUnavailable,
         Self::DestinationIpProhibited,
@@ -51,6 +55,8 @@ impl ErrorKind {
         Self::ConnectionTerminated,
         Self::ConnectionTimeout,
         Self::ConnectionLimitReached,
+        Self::TlsCertificateError,
+        Self::TlsProtocolError,
         Self::HttpRequestError,
         Self::HttpRequestDenied,
         Self::HttpResponseIncomplete,
@@ -72,6 +78,8 @@ impl ErrorKind {
             Self::ConnectionTerminated => "connection_terminated",
             Self::ConnectionTimeout => "connection_timeout",
             Self::ConnectionLimitReached => "connection_limit_reached",
+            Self::TlsCertificateError => "tls_certificate_error",
+            Self::TlsProtocolError => "tls_protocol_error",
             Self::HttpRequestError => "http_request_error",
             Self::HttpRequestDenied => "http_request_denied",
             Self::HttpResponseIncomplete => "http_response_incomplete",
@@ -98,6 +106,8 @@ impl ErrorKind {
             Self::DestinationIpProhibited
             | Self::ConnectionRefused
             | Self::ConnectionTerminated
+            | Self::TlsCertificateError
+            | Self::TlsProtocolError
             | Self::HttpResponseIncomplete
             | Self::HttpProtocolError
             | Self::HttpUpgradeFailed
@@ -123,6 +133,8 @@ impl ErrorKind {
             | Self::ConnectionTerminated
             | Self::ConnectionTimeout
             | Self::ConnectionLimitReached
+            | Self::TlsCertificateError
+            | Self::TlsProtocolError
             | Self::HttpResponseIncomplete => 14,
         }
     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use http::HeaderMap;
 use posthouse_model::{Directory, Endpoint, ServiceKey, address};
 
+use crate::backend::Backend;
 use crate::body::{Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Request, Response};
@@ -116,18 +117,20 @@ fn admit_entry(
 /// Delivers a request to a pod that was admitted (or that the sender dials directly).
 pub(crate) async fn deliver(
     pods: &Rc<Pods>,
-    target: SocketAddr,
+    backend: &Backend,
     delivery: Delivery,
     request: &Request,
     body: Option<&ReplayBody>,
     interim: &mut dyn Interim,
 ) -> Result<Response, Error> {
     let mut response = match delivery {
-        Delivery::Http1 | Delivery::Opaque => pods.call_h1(target, request, body, interim).await?,
+        Delivery::Http1 | Delivery::Opaque => pods.call_h1(backend, request, body, interim).await?,
         Delivery::Http2 => {
-            let connection = pods.h2(target).await?;
+            let connection = pods.h2(backend).await?;
             let body = body.map_or(Body::Empty, ReplayBody::reader);
-            connection.call(h2_message(request)?, body, interim, &format_args!("pod {target}")).await?
+            connection
+                .call(h2_message(request, backend)?, body, interim, &format_args!("pod {}", backend.address))
+                .await?
         }
     };
     crate::h1::strip_hop_by_hop(&mut response.headers);
@@ -140,11 +143,11 @@ pub(crate) async fn dial_tunnel(pods: &Rc<Pods>, target: SocketAddr) -> Result<(
     Ok((BufferedIo::shared(Stream::Tcp(stream), bytes::BytesMut::new()), OpenGauge::connection("pod")))
 }
 
-fn h2_message(request: &Request) -> Result<http::Request<()>, Error> {
+fn h2_message(request: &Request, backend: &Backend) -> Result<http::Request<()>, Error> {
     let mut message = http::Request::new(());
     let mut parts = http::uri::Parts::default();
-    // Prior knowledge in the clear: the pod sees `http`, whatever the client called it.
-    parts.scheme = Some(http::uri::Scheme::HTTP);
+    // What the pod's connection is, whatever the client called it.
+    parts.scheme = Some(if backend.tls.is_some() { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
     parts.authority = Some(request.authority.clone());
     parts.path_and_query = Some(request.path.clone());
     *message.uri_mut() = http::Uri::from_parts(parts)

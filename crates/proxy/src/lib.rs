@@ -4,6 +4,7 @@
 //! links and pools of its own. Start reading at `outbound.rs` (the sender's side) and `inbound.rs` (the receiver's).
 
 mod authorise;
+mod backend;
 mod balance;
 mod body;
 mod client;
@@ -36,5 +37,5 @@ pub mod workers;
 pub use config::{Config, MissingPeer, Timeouts};
 pub use error::ErrorKind;
 pub use metrics::METRICS;
-pub use status::{LinkStatus, Proxy};
+pub use status::{LinkStatus, Proxy, Trust};
 pub use workers::Workers;

@@ -17,6 +17,7 @@ use posthouse_model::directory::ServiceTls;
 use posthouse_model::{Peer, Service, ServiceKey};
 use tracing::{info, warn};
 
+use crate::backend::Same;
 use crate::body::{Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Request, Response};
@@ -59,23 +60,9 @@ struct LinkKey {
     service: Option<ServiceProof>,
 }
 
-/// A Service with the certificate that it has now, which counts by its place in memory: a new one is a new value.
-#[derive(Clone)]
-struct ServiceProof(ServiceKey, Arc<ServiceTls>);
-
-impl PartialEq for ServiceProof {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0 && Arc::ptr_eq(&self.1, &other.1)
-    }
-}
-
-impl Eq for ServiceProof {}
-
-impl std::hash::Hash for ServiceProof {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
-    }
-}
+/// A Service with the certificate that it has now.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct ServiceProof(ServiceKey, Same<ServiceTls>);
 
 /// Where a stream goes.
 #[derive(Clone, Copy)]
@@ -112,8 +99,8 @@ impl Links {
         let key = LinkKey {
             node: Arc::clone(&peer.node),
             address: peer.address,
-            epoch: proxy.transport.epoch(),
-            service: proven.map(|tls| ServiceProof(service.key(), Arc::clone(tls))),
+            epoch: proxy.trust.links.epoch(),
+            service: proven.map(|tls| ServiceProof(service.key(), Same(Arc::clone(tls)))),
         };
         self.pool.get(&key, || dial(proxy, peer, proven.map(|_| &**service))).await
     }
@@ -207,9 +194,9 @@ impl Links {
     /// not the newest any more.
     pub(crate) fn sweep(&self, proxy: &Proxy) {
         let directory = proxy.directory.load();
-        let epoch = proxy.transport.epoch();
+        let epoch = proxy.trust.links.epoch();
         self.pool.sweep(|LinkKey { node, address, epoch: made, service }, connection| {
-            let current = |ServiceProof(key, tls): &ServiceProof| {
+            let current = |ServiceProof(key, Same(tls)): &ServiceProof| {
                 let now = directory.service(key).and_then(|service| service.tls.as_ref());
                 now.is_some_and(|now| Arc::ptr_eq(now, tls))
             };
@@ -281,7 +268,7 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>, service: Option<&Service>) -
         counters.failed(&what);
         Error::link(kind, format!("no link to the proxy on node {}: {what}", peer.node))
     };
-    let io = proxy.transport.connect(peer, service).await.map_err(|error| {
+    let io = proxy.trust.links.connect(peer, service).await.map_err(|error| {
         let kind = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => ErrorKind::ConnectionRefused,
             std::io::ErrorKind::TimedOut => ErrorKind::ConnectionTimeout,

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use crate::authorise::{self, Caller, Claims, Held};
+use crate::backend::Backend;
 use crate::body::{Body, BodyOf, H2Body, ReplayBody};
 use crate::coalesce::coalesce;
 use crate::downstream::{H2Downstream, LocalBoxFuture};
@@ -42,7 +43,8 @@ const ACCEPT: Duration = Duration::from_secs(10);
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
     let directory = worker.proxy.directory.load_full();
     let accepted = tokio::time::timeout(ACCEPT, async {
-        let (peer, io) = worker.proxy.transport.accept(stream, remote, &directory).await.map_err(|e| e.to_string())?;
+        let (peer, io) =
+            worker.proxy.trust.links.accept(stream, remote, &directory).await.map_err(|e| e.to_string())?;
         let (io, flusher) = coalesce(io);
         let connection = h2::server::Builder::new()
             .initial_window_size(LINK_WINDOWS.stream)
@@ -265,20 +267,20 @@ impl Order {
         peer: &PeerIdentity,
         claims: &Claims,
         admitted: Result<Rc<Admitted>, Error>,
-    ) -> Result<Caller, Error> {
+    ) -> Result<(Caller, Rc<Admitted>), Error> {
         let admitted = admitted?;
         let caller = claims.caller(worker, peer, self.source.as_ref()).await?;
         let protected = admitted.protected.as_ref();
         if self.delivery == Delivery::Opaque {
             authorise::tunnel(worker, self.target, protected, &caller)?;
-            return Ok(caller);
+            return Ok((caller, admitted));
         }
         let Request { method, path, authority, headers, .. } = &mut self.request;
         if let Some(matched) = authorise::http(worker, self.target, protected, &caller, method, path, authority)? {
             *path = matched;
         }
         caller.stamp(headers);
-        Ok(caller)
+        Ok((caller, admitted))
     }
 
     /// Checks, delivers and answers; returns what the metrics and the log need.
@@ -292,8 +294,8 @@ impl Order {
         mut down: H2Downstream,
     ) -> (Option<StatusCode>, Option<Error>) {
         let since = worker.policies.now();
-        let caller = match self.authorise(worker, peer, claims, admitted).await {
-            Ok(caller) => caller,
+        let (caller, admitted) = match self.authorise(worker, peer, claims, admitted).await {
+            Ok(allowed) => allowed,
             Err(error) => {
                 answer(down, &error).await;
                 return (Some(error.status()), Some(error));
@@ -307,7 +309,7 @@ impl Order {
         if request.upgrade.is_some() {
             let held = Held::Http(request.method.clone(), request.path.clone(), request.authority.clone());
             let revoked = authorise::revoked(worker, target, caller, held, since);
-            return upgrade(worker, target, &request, recv, down, revoked).await;
+            return upgrade(worker, &admitted.backend, &request, recv, down, revoked).await;
         }
         let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
         request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
@@ -322,7 +324,8 @@ impl Order {
         let called = {
             let down = RefCell::new(&mut down);
             let mut interim = SharedInterim(&down);
-            let call = inbound::deliver(&worker.pods, target, delivery, &request, body.as_ref(), &mut interim);
+            let call =
+                inbound::deliver(&worker.pods, &admitted.backend, delivery, &request, body.as_ref(), &mut interim);
             await_response(call, body.as_ref(), &mut timer, &down).await
         };
         match called {
@@ -368,7 +371,7 @@ async fn opaque(
 
 async fn upgrade(
     worker: &Rc<Worker>,
-    target: SocketAddr,
+    backend: &Backend,
     request: &Request,
     recv: h2::RecvStream,
     mut down: H2Downstream,
@@ -378,7 +381,7 @@ async fn upgrade(
     let called = {
         let down = RefCell::new(&mut down);
         let mut interim = SharedInterim(&down);
-        let call = inbound::deliver(&worker.pods, target, Delivery::Http1, request, None, &mut interim);
+        let call = inbound::deliver(&worker.pods, backend, Delivery::Http1, request, None, &mut interim);
         await_response(call, None, &mut timer, &down).await
     };
     match called {

@@ -241,7 +241,7 @@ fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Er
             "the Service port's appProtocol is 'grpc', which has no WebSocket",
         )),
         // Also to a port that says h2c: servers for it commonly speak HTTP/1.1, too, and HTTP/2 has no upgrade.
-        AppProtocol::Unknown | AppProtocol::Http1 | AppProtocol::WebSocket | AppProtocol::H2c
+        AppProtocol::Unknown | AppProtocol::Http1 | AppProtocol::WebSocket | AppProtocol::H2c | AppProtocol::Https
             if request.upgrade.is_some() =>
         {
             Ok(Delivery::Http1)
@@ -259,8 +259,9 @@ fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Er
                 app_protocol.as_str()
             ),
         )),
-        AppProtocol::Unknown if request.h2 => Ok(Delivery::Http2),
-        AppProtocol::Unknown => Ok(Delivery::Http1),
+        // With TLS of our own to the pod; the version is agreed on in its handshake.
+        AppProtocol::Unknown | AppProtocol::Https if request.h2 => Ok(Delivery::Http2),
+        AppProtocol::Unknown | AppProtocol::Https => Ok(Delivery::Http1),
     }
 }
 

@@ -18,6 +18,7 @@ use posthouse_model::Endpoint;
 use posthouse_model::address::NODE_PORTS;
 use tokio::net::TcpStream;
 
+use crate::backend::{Backend, Same};
 use crate::body::{Body, BodyOf, H1Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{
@@ -44,9 +45,9 @@ pub(crate) struct Pods {
     proxy: Arc<Proxy>,
     connect_timeout: Duration,
     idle_timeout: Duration,
-    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
+    idle: RefCell<HashMap<Backend, Vec<Idle>>>,
     idle_count: Cell<usize>,
-    h2: H2Pool<SocketAddr>,
+    h2: H2Pool<Backend>,
 }
 
 struct Idle {
@@ -62,7 +63,7 @@ struct PodConnection {
 /// The right to give a connection back once its answer was read to the end.
 pub(crate) struct PodLease {
     pods: Rc<Pods>,
-    address: SocketAddr,
+    backend: Backend,
     open: OpenGauge,
     keep_alive: bool,
 }
@@ -82,7 +83,7 @@ impl PodLease {
             io.shrink();
         }
         let mut idle = self.pods.idle.borrow_mut();
-        let of_pod = idle.entry(self.address).or_default();
+        let of_pod = idle.entry(self.backend).or_default();
         if of_pod.len() < MAX_IDLE_PER_POD && self.pods.idle_count.get() < MAX_IDLE {
             of_pod
                 .push(Idle { connection: PodConnection { io: Rc::clone(io), open: self.open }, since: Instant::now() });
@@ -135,11 +136,29 @@ impl Pods {
         }
     }
 
+    /// Opens a connection and makes TLS on it where the Service wants that.
+    async fn open(&self, backend: &Backend, protocol: &'static [u8]) -> Result<Stream, Error> {
+        let address = backend.address;
+        let stream = self.dial(address).await?;
+        let Some(Same(tls)) = &backend.tls else { return Ok(Stream::Tcp(stream)) };
+        // Nothing of the request was sent, and the next pod may have a better certificate.
+        self.proxy.trust.pods.connect(stream, tls, protocol).await.map(|io| Stream::Boxed(Box::new(io))).map_err(
+            |error| {
+                let kind = match error.kind() {
+                    io::ErrorKind::InvalidData => ErrorKind::TlsCertificateError,
+                    io::ErrorKind::TimedOut => ErrorKind::ConnectionTimeout,
+                    _ => ErrorKind::TlsProtocolError,
+                };
+                Error::upstream(kind, Retry::Safe, format!("no TLS to pod {address} as {}: {error}", tls.hostname))
+            },
+        )
+    }
+
     /// A warm connection, if one is there and still open. `must_live`: the request cannot be sent again, so the kernel is asked,
     /// which may know of a close that the event loop has not seen yet.
-    fn take_idle(&self, address: SocketAddr, must_live: bool) -> Option<PodConnection> {
+    fn take_idle(&self, backend: &Backend, must_live: bool) -> Option<PodConnection> {
         let mut idle = self.idle.borrow_mut();
-        let of_pod = idle.get_mut(&address)?;
+        let of_pod = idle.get_mut(backend)?;
         while let Some(entry) = of_pod.pop() {
             self.idle_count.set(self.idle_count.get() - 1);
             let fresh = entry.since.elapsed() < self.idle_timeout;
@@ -154,30 +173,28 @@ impl Pods {
     /// us is replaced by a fresh one when nothing of the answer was seen and the request can be replayed.
     pub(crate) async fn call_h1(
         self: &Rc<Self>,
-        address: SocketAddr,
+        backend: &Backend,
         request: &Request,
         body: Option<&ReplayBody>,
         interim: &mut dyn Interim,
     ) -> Result<Response, Error> {
-        if let Some(connection) = self.take_idle(address, !request.is_idempotent()) {
-            match self.try_h1(connection, address, request, body, interim).await {
+        if let Some(connection) = self.take_idle(backend, !request.is_idempotent()) {
+            match self.try_h1(connection, backend, request, body, interim).await {
                 Ok(response) => return Ok(response),
                 Err(failed) if failed.silent && request.is_idempotent() && body.is_none_or(ReplayBody::can_replay) => {}
                 Err(failed) => return Err(failed.error),
             }
         }
-        let stream = self.dial(address).await?;
-        let connection = PodConnection {
-            io: BufferedIo::shared(Stream::Tcp(stream), BytesMut::new()),
-            open: OpenGauge::connection("pod"),
-        };
-        self.try_h1(connection, address, request, body, interim).await.map_err(|failed| failed.error)
+        let stream = self.open(backend, b"http/1.1").await?;
+        let connection =
+            PodConnection { io: BufferedIo::shared(stream, BytesMut::new()), open: OpenGauge::connection("pod") };
+        self.try_h1(connection, backend, request, body, interim).await.map_err(|failed| failed.error)
     }
 
     async fn try_h1(
         self: &Rc<Self>,
         connection: PodConnection,
-        address: SocketAddr,
+        backend: &Backend,
         request: &Request,
         body: Option<&ReplayBody>,
         interim: &mut dyn Interim,
@@ -218,7 +235,7 @@ impl Pods {
                 tunnel: Some(TunnelEnd::Io { io, open, revoked: None }),
             });
         }
-        let lease = PodLease { pods: Rc::clone(self), address, open, keep_alive: head.keep_alive };
+        let lease = PodLease { pods: Rc::clone(self), backend: backend.clone(), open, keep_alive: head.keep_alive };
         let body = H1Body::new(io, head.body, BodyOf::Response, Some(lease));
         let body =
             if matches!(head.body, BodyLength::None | BodyLength::Length(0)) { Body::Empty } else { Body::H1(body) };
@@ -226,10 +243,11 @@ impl Pods {
     }
 
     /// An HTTP/2 connection to the pod.
-    pub(crate) async fn h2(&self, address: SocketAddr) -> Result<Rc<H2Conn>, Error> {
+    pub(crate) async fn h2(&self, backend: &Backend) -> Result<Rc<H2Conn>, Error> {
         self.h2
-            .get(&address, || async {
-                let stream = self.dial(address).await?;
+            .get(backend, || async {
+                let address = backend.address;
+                let stream = self.open(backend, b"h2").await?;
                 let open = OpenGauge::connection("pod");
                 let handshake = H2Conn::open(stream, POD_WINDOWS, false, None, move || drop(open));
                 tokio::time::timeout(self.connect_timeout, handshake).await.ok().and_then(Result::ok).ok_or_else(|| {
@@ -336,17 +354,19 @@ fn expects_body(method: &Method) -> bool {
 /// An idle connection must have nothing to read: data would be an answer nobody asked for, the end means closed.
 fn is_quiet(io: &SharedIo) -> bool {
     let mut io = io.borrow_mut();
+    let mut cx = Context::from_waker(Waker::noop());
     let Stream::Tcp(stream) = &mut io.stream else {
-        return false;
+        // Within TLS nothing can be peeked at. What is read here makes the connection unfit, so it is not missed.
+        return io.poll_fill(&mut cx, 0).is_pending();
     };
     let mut probe = [0u8; 1];
-    let mut cx = Context::from_waker(Waker::noop());
     pin!(stream.peek(&mut probe)).poll(&mut cx).is_pending()
 }
 
 /// Whether the kernel has the other side's close (or bytes that nobody asked for).
 fn is_closed(io: &SharedIo) -> bool {
     let io = io.borrow();
+    // Within TLS the kernel cannot be asked what the bytes mean: what must not be sent twice gets a connection of its own.
     let Stream::Tcp(stream) = &io.stream else { return true };
     let mut probe = [std::mem::MaybeUninit::<u8>::uninit(); 1];
     !matches!(socket2::SockRef::from(stream).peek(&mut probe), Err(error) if error.kind() == io::ErrorKind::WouldBlock)

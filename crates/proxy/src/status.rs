@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use posthouse_model::transport::LinkTransport;
+use posthouse_model::transport::{LinkTransport, PodTls};
 use posthouse_model::workload::Workloads;
 use posthouse_model::{DirectoryHandle, ServiceKey};
 
@@ -11,12 +11,22 @@ use crate::config::Config;
 use crate::link::LinkTable;
 use crate::metrics::RetryBudget;
 
+/// Who proves what to whom.
+#[derive(Clone)]
+pub struct Trust {
+    /// Makes and takes links.
+    pub links: Arc<dyn LinkTransport>,
+    /// Makes TLS to pods.
+    pub pods: Arc<dyn PodTls>,
+    /// Checks which pods streams come from.
+    pub workloads: Arc<dyn Workloads>,
+}
+
 /// The shared, immutable part of the data plane.
 pub struct Proxy {
     pub(crate) config: Config,
     pub(crate) directory: DirectoryHandle,
-    pub(crate) transport: Arc<dyn LinkTransport>,
-    pub(crate) workloads: Arc<dyn Workloads>,
+    pub(crate) trust: Trust,
     pub(crate) link_table: LinkTable,
     /// Retry budgets by Service key, shared by the workers; looked up once a Service and worker.
     pub(crate) budgets: Mutex<HashMap<ServiceKey, Arc<RetryBudget>>>,
@@ -25,17 +35,11 @@ pub struct Proxy {
 impl Proxy {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(
-        config: Config,
-        directory: DirectoryHandle,
-        transport: Arc<dyn LinkTransport>,
-        workloads: Arc<dyn Workloads>,
-    ) -> Arc<Self> {
+    pub fn new(config: Config, directory: DirectoryHandle, trust: Trust) -> Arc<Self> {
         Arc::new(Self {
             config,
             directory,
-            transport,
-            workloads,
+            trust,
             link_table: LinkTable::default(),
             budgets: Mutex::new(HashMap::new()),
         })

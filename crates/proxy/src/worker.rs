@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::authorise::{PolicyWatch, Protected};
+use crate::backend::Backend;
 use crate::client::{self, Client, Origin};
 use crate::error::{Error, ErrorKind};
 use crate::inbound;
@@ -115,6 +116,8 @@ pub(crate) struct Admitted {
     pub(crate) metrics: Rc<ServiceMetrics>,
     /// The policies that concern it, if any do.
     pub(crate) protected: Option<Protected>,
+    /// How the pod is spoken to.
+    pub(crate) backend: Backend,
 }
 
 /// What a worker listens on.
@@ -259,7 +262,11 @@ impl Worker {
         }
         let key = inbound::admit(target, &self.proxy.config.node_name, &directory)?;
         let metrics = self.inbound.service(key, now);
-        let admitted = Rc::new(Admitted { metrics, protected: Protected::find(target, &directory) });
+        let admitted = Rc::new(Admitted {
+            metrics,
+            protected: Protected::find(target, &directory),
+            backend: Backend::find(target, &directory),
+        });
         all.1.insert(target, Rc::clone(&admitted));
         Ok(admitted)
     }

@@ -572,6 +572,7 @@ fn with_tls(name: &str, issued: &Issued, roots: &str) -> Service {
         namespace: "shop".into(),
         name: name.into(),
         kind: ServiceKind::Headless,
+        backend: None,
         tls: Some(Arc::new(tls)),
         ports: Vec::new(),
         changed: SystemTime::now(),

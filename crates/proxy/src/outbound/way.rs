@@ -12,6 +12,7 @@ use posthouse_model::{Directory, Endpoint, Peer, address};
 use super::pick;
 use super::retry::{InFlight, Retries};
 use crate::authorise::{self, Held, Protected};
+use crate::backend::Backend;
 use crate::body::ReplayBody;
 use crate::client::{Client, Found};
 use crate::config::MissingPeer;
@@ -118,7 +119,9 @@ pub(super) async fn send_once(
     };
     match way {
         Way::Local(admitted) => local(client, &admitted, target, delivery, request, body, interim).await,
-        Way::Direct => inbound::deliver(&worker.pods, target, delivery, request, body, interim).await,
+        Way::Direct => {
+            inbound::deliver(&worker.pods, &Backend::find(target, directory), delivery, request, body, interim).await
+        }
         Way::Link(_) => Err(Error::internal(ErrorKind::ProxyInternalError, "no way was left")),
     }
 }
@@ -140,7 +143,7 @@ async fn local(
     let matched = authorise::http(worker, target, protected, caller, method, path, authority)?;
     let matched = matched.map(|path| request.with_path(path));
     let request = matched.as_ref().unwrap_or(request);
-    let mut response = inbound::deliver(&worker.pods, target, delivery, request, body, interim).await?;
+    let mut response = inbound::deliver(&worker.pods, &admitted.backend, delivery, request, body, interim).await?;
     if let Some(TunnelEnd::Io { revoked, .. }) = &mut response.tunnel {
         let held = Held::Http(method.clone(), request.path.clone(), authority.clone());
         *revoked = Some(authorise::revoked(worker, target, caller.clone(), held, since));

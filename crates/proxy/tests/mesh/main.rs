@@ -24,6 +24,7 @@ mod limits;
 mod link;
 mod malformed;
 mod missing_peer;
+mod origination;
 mod policies;
 mod retry;
 mod reuse;

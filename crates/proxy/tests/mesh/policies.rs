@@ -99,6 +99,7 @@ fn stage(mesh: &Mesh, set: &Set, from: &Value, to: &Value, node: &'static str, a
                 name: service.as_str().into(),
                 kind: ServiceKind::Headless,
                 tls: None,
+                backend: None,
                 ports: vec![ServicePort { name: "".into(), port: 80, app_protocol: app, endpoints }],
                 changed: SystemTime::now(),
             });
@@ -353,6 +354,7 @@ async fn no_service_of_another_namespace_or_port_leads_around_a_policy() {
             name: "way-in".into(),
             kind: ServiceKind::Headless,
             tls: None,
+            backend: None,
             ports: vec![ServicePort {
                 name: "".into(),
                 port: 80,

@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use posthouse_identity::Plain;
-use posthouse_model::directory::{Endpoint, EndpointSet, Node as NodeObject, Peer, PodRef, Service, ServicePort};
+use posthouse_identity::{Backends, Plain};
+use posthouse_model::directory::{
+    BackendTls, Endpoint, EndpointSet, Node as NodeObject, Peer, PodRef, Service, ServicePort,
+};
 use posthouse_model::transport::{BoxIo, Connecting, LinkTransport, PeerIdentity};
 use posthouse_model::workload::{NoWorkloads, Workloads};
 use posthouse_model::{
@@ -96,7 +98,12 @@ impl Node {
         adjust(&mut config);
         let directory = DirectoryHandle::default();
         let transport = trust.transport(ip, config.timeouts.connect);
-        let proxy = Proxy::new(config, directory.clone(), transport, Arc::clone(&trust.workloads));
+        let trust = posthouse_proxy::Trust {
+            links: transport,
+            pods: Arc::new(Backends::default()),
+            workloads: Arc::clone(&trust.workloads),
+        };
+        let proxy = Proxy::new(config, directory.clone(), trust);
         let any = SocketAddr::new(ip, 0);
         let workers = Workers::start(&proxy, 1, &[any], any).unwrap();
         let (outbound, link) = (workers.outbound_addresses()[0], workers.link_address());
@@ -200,13 +207,22 @@ pub(crate) struct Svc {
     app: AppProtocol,
     kind: ServiceKind,
     ends: Vec<End>,
+    backend: Option<Arc<BackendTls>>,
 }
 
 impl Svc {
     /// Port 80, protocol to be detected, a cluster address unless said otherwise.
     pub(crate) fn new(name: &'static str) -> Self {
         let kind = ServiceKind::ClusterIp(std::iter::empty().collect());
-        Self { namespace: "demo", name, port: Some(80), app: AppProtocol::Unknown, kind, ends: Vec::new() }
+        Self {
+            namespace: "demo",
+            name,
+            port: Some(80),
+            app: AppProtocol::Unknown,
+            kind,
+            ends: Vec::new(),
+            backend: None,
+        }
     }
 
     pub(crate) fn namespace(mut self, namespace: &'static str) -> Self {
@@ -226,6 +242,12 @@ impl Svc {
 
     pub(crate) fn app(mut self, app: AppProtocol) -> Self {
         self.app = app;
+        self
+    }
+
+    /// How its pods are spoken to in TLS.
+    pub(crate) fn backend(mut self, backend: BackendTls) -> Self {
+        self.backend = Some(Arc::new(backend));
         self
     }
 
@@ -367,8 +389,12 @@ impl Node {
             own_addresses: Vec::new(),
             timeouts: Timeouts { connect: Duration::from_secs(10), ..Timeouts::default() },
         };
-        let transport = Plain::new(ip, config.timeouts.connect);
-        let proxy = Proxy::new(config, self.directory.clone(), Arc::new(transport), Arc::new(NoWorkloads));
+        let trust = posthouse_proxy::Trust {
+            links: Arc::new(Plain::new(ip, config.timeouts.connect)),
+            pods: Arc::new(Backends::default()),
+            workloads: Arc::new(NoWorkloads),
+        };
+        let proxy = Proxy::new(config, self.directory.clone(), trust);
         let workers = Workers::start(&proxy, 1, &[self.outbound], self.link).unwrap();
         Self {
             name: self.name,

@@ -73,6 +73,28 @@ impl Pod {
         Self::http(node, last, |request| async move { Response::new(request.into_body().boxed()) }).await
     }
 
+    /// As [`Self::named`], within TLS.
+    pub(crate) async fn tls(
+        node: &'static str,
+        last: u8,
+        config: Arc<rustls::ServerConfig>,
+        name: &'static str,
+    ) -> Self {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let log = Arc::clone(&seen);
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
+        Self::start(node, last, seen, move |stream, _| {
+            let (log, acceptor) = (Arc::clone(&log), acceptor.clone());
+            async move {
+                // It fails when the proxy does not like the certificate.
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve_http(stream, log, move |_| async move { answer(name) }).await;
+                }
+            }
+        })
+        .await
+    }
+
     async fn start<F, Fut>(node: &'static str, last: u8, seen: Arc<Mutex<Vec<Seen>>>, serve: F) -> Self
     where
         F: Fn(TcpStream, usize) -> Fut + Send + 'static,
@@ -110,6 +132,7 @@ impl Pod {
                 tokio::select! {
                     stream = listener.accept() => {
                         let (stream, _) = stream.unwrap();
+                        stream.set_nodelay(true).unwrap();
                         let serving = serve(stream, *accepting.borrow());
                         accepting.send_modify(|n| *n += 1);
                         connections.spawn(serving);
@@ -150,12 +173,12 @@ impl Pod {
 }
 
 /// Serves one connection of an HTTP pod.
-async fn serve_http<F, Fut>(stream: TcpStream, log: Arc<Mutex<Vec<Seen>>>, handle: F)
+async fn serve_http<S, F, Fut>(stream: S, log: Arc<Mutex<Vec<Seen>>>, handle: F)
 where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> Fut + Send + 'static,
     Fut: Future<Output = Response<Answering>> + Send + 'static,
 {
-    stream.set_nodelay(true).unwrap();
     let service = service_fn(move |request: Request<Incoming>| {
         log.lock().unwrap().push(Seen {
             uri: request.uri().clone(),
