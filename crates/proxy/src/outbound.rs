@@ -252,7 +252,7 @@ fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Er
             "gRPC needs HTTP/2, but the Service port's appProtocol says HTTP/1.1; set it to 'grpc' or 'kubernetes.io/h2c'",
         )),
         AppProtocol::Http1 | AppProtocol::WebSocket => Ok(Delivery::Http1),
-        AppProtocol::Https | AppProtocol::Tls | AppProtocol::Tcp => Err(Error::client(
+        AppProtocol::Tls | AppProtocol::Tcp => Err(Error::client(
             ErrorKind::HttpUpgradeFailed,
             format!(
                 "the Service port's appProtocol is '{}', so it is reached by CONNECT only, not by plain HTTP requests",

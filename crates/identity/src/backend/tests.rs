@@ -63,7 +63,7 @@ async fn a_pod_is_verified_by_its_services_roots_and_name() {
     let backends = Backends::default();
     for (what, issued, roots, verify, wanted) in [
         ("the right one", certificate(&ca, NAME), ca.pem(), true, None),
-        ("another name", certificate(&ca, "db.shop.svc"), ca.pem(), true, Some("NotValidForName")),
+        ("another name", certificate(&ca, "db.shop.svc"), ca.pem(), true, Some("not valid for name")),
         ("another CA", certificate(&other, NAME), ca.pem(), true, Some("UnknownIssuer")),
         ("one of two roots", certificate(&other, NAME), format!("{}{}", ca.pem(), other.pem()), true, None),
         ("nobody asks", certificate(&other, "db.shop.svc"), String::new(), false, None),

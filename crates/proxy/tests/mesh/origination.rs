@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::Version;
 use posthouse_model::AppProtocol;
 use posthouse_model::directory::BackendTls;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -17,8 +17,9 @@ const NAME: &str = "web.demo.svc";
 struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -50,7 +51,7 @@ fn https(pod: &Pod, backend: BackendTls) -> Svc {
 
 #[tokio::test]
 async fn both_versions_reach_a_pod_in_tls_and_its_connections_are_used_again() {
-    let ca = Ca::new();
+    let ca = Ca::new("ours");
     for node in [B, A] {
         let pod = Pod::tls(node, 10, ca.server(NAME), "pod").await;
         let mesh = Mesh::start();
@@ -76,10 +77,10 @@ async fn both_versions_reach_a_pod_in_tls_and_its_connections_are_used_again() {
 
 #[tokio::test]
 async fn a_pod_that_does_not_prove_its_service_gets_nothing() {
-    let (ca, other) = (Ca::new(), Ca::new());
+    let (ca, other) = (Ca::new("ours"), Ca::new("theirs"));
     for (what, config, backend, status, word) in [
         ("another CA", other.server(NAME), ca.backend(), "tls_certificate_error", "UnknownIssuer"),
-        ("another name", ca.server("db.demo.svc"), ca.backend(), "tls_certificate_error", "NotValidForName"),
+        ("another name", ca.server("db.demo.svc"), ca.backend(), "tls_certificate_error", "not valid for name"),
         (
             "nothing to verify by",
             ca.server(NAME),
@@ -105,7 +106,7 @@ async fn a_pod_that_does_not_prove_its_service_gets_nothing() {
 
 #[tokio::test]
 async fn other_roots_take_effect_on_the_next_request() {
-    let (ca, other) = (Ca::new(), Ca::new());
+    let (ca, other) = (Ca::new("ours"), Ca::new("theirs"));
     let pod = Pod::tls(B, 10, ca.server(NAME), "pod").await;
     let mesh = Mesh::start();
     let mut client = Wire::connect(mesh.a.outbound).await;
@@ -119,7 +120,7 @@ async fn other_roots_take_effect_on_the_next_request() {
 
 #[tokio::test]
 async fn tls_that_the_client_makes_itself_stays_its_own() {
-    let ca = Ca::new();
+    let ca = Ca::new("ours");
     let pod = Pod::tls(B, 10, ca.server(NAME), "pod").await;
     let mesh = Mesh::start();
     mesh.put(&https(&pod, ca.backend()));

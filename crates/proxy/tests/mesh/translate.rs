@@ -71,7 +71,7 @@ async fn grpc_to_a_port_that_is_said_to_be_http1_is_a_clear_error() {
 async fn a_plain_request_to_a_port_that_is_said_to_be_tcp_or_tls_is_a_clear_error() {
     let pod = Pod::named(B, 10, "pod").await;
     let mesh = Mesh::start();
-    for (app, name) in [(AppProtocol::Tcp, "'tcp'"), (AppProtocol::Https, "'https'"), (AppProtocol::Tls, "'tls'")] {
+    for (app, name) in [(AppProtocol::Tcp, "'tcp'"), (AppProtocol::Tls, "'tls'")] {
         mesh.put(&Svc::new("web").app(app).end(&pod));
         let answer = Wire::connect(mesh.a.outbound).await.get("web.demo", "/").await;
         answer.is_error(502, "http_upgrade_failed");

@@ -274,7 +274,7 @@ impl Svc {
             name: Arc::from(self.name),
             kind: self.kind.clone(),
             tls: None,
-            backend: None,
+            backend: self.backend.clone(),
             ports: self
                 .port
                 .iter()
