@@ -29,7 +29,7 @@ pub use certificates::{CertificateState, Certificates, Current, Rejected, State}
 pub use files::{Files, FilesError};
 pub use material::{Material, MaterialError, Part, Pem, Problem};
 pub use metrics::METRICS;
-pub use roots::{Root, Verdict};
+pub use roots::{Root, Verdict, rfc3339};
 pub use spiffe::{NameError, SpiffeId, TrustDomain};
 pub use tls::{Options, Tls};
 

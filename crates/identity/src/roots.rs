@@ -213,7 +213,8 @@ pub(crate) fn fingerprint(bytes: &[u8]) -> String {
 }
 
 /// As people and JSON have it: `2026-01-31T12:00:00Z`.
-pub(crate) fn rfc3339(at: SystemTime) -> String {
+#[must_use]
+pub fn rfc3339(at: SystemTime) -> String {
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_else(|_| "a time that cannot be written".to_owned())
 }
 

@@ -4,6 +4,7 @@
 
 mod config;
 mod guard;
+mod identity;
 mod peers;
 mod services;
 
@@ -15,6 +16,7 @@ use std::time::SystemTime;
 use http::request::Parts;
 use http::{Method, Response, StatusCode, header};
 use posthouse_discovery::Status;
+use posthouse_identity::Certificates;
 use posthouse_model::DirectoryHandle;
 use posthouse_proxy::LinkStatus;
 use serde::Serialize;
@@ -42,6 +44,10 @@ pub(crate) const PATHS: &[PathDoc] = &[
         path: "/config",
         help: "effective configuration, state of each watch, what was skipped and why, version",
     },
+    PathDoc {
+        path: "/identity",
+        help: "the certificate that secures links: whose, by whom, how long, where from, trust roots, the last error",
+    },
     PathDoc { path: "/metrics", help: "metrics in Prometheus' text format" },
     PathDoc { path: "/livez", help: "200 while the process runs" },
     PathDoc { path: "/readyz", help: "200 while requests can be served, 503 with what is pending otherwise" },
@@ -55,6 +61,8 @@ pub(crate) struct Admin {
     pub(crate) discovery: Box<dyn Fn() -> Status + Send + Sync>,
     /// The state of the links.
     pub(crate) links: Box<dyn Fn() -> Vec<LinkStatus> + Send + Sync>,
+    /// None with `--tls off`.
+    pub(crate) certificates: Option<Certificates>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) started: SystemTime,
 }
@@ -87,6 +95,7 @@ impl Admin {
             ["services", namespace, name] => services::one(&self.directory.load(), namespace, name),
             ["peers"] => peers::list(&self.directory.load(), (self.links)(), &self.config.node_name),
             ["config"] => config::show(self),
+            ["identity"] => identity::show(self.config.tls.as_ref(), self.certificates.as_ref()),
             ["metrics"] => self.telemetry.metrics().await,
             ["livez"] => self.telemetry.livez(),
             ["readyz"] => self.telemetry.readyz(),

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use posthouse_discovery::Source;
+use posthouse_identity::{Files, SpiffeId, TrustDomain};
 use posthouse_proxy::MissingPeer;
 
 pub(crate) use check::{CheckArgs, OutputFormat};
@@ -184,18 +185,55 @@ pub(crate) struct RunArgs {
     workers: Option<NonZeroUsize>,
 
     /// What to do with a pod on a node that has no ready proxy: connect to it directly, or fail the request
-    #[arg(long, env = "POSTHOUSE_MISSING_PEER", value_name = "MODE", default_value = "direct")]
-    #[arg(help_heading = "Requests")]
-    missing_peer: MissingPeerMode,
+    ///
+    /// [default: direct with --tls off, fail otherwise: a direct connection is not encrypted]
+    #[arg(long, env = "POSTHOUSE_MISSING_PEER", value_name = "MODE", help_heading = "Requests")]
+    missing_peer: Option<MissingPeerMode>,
 
     /// How long requests in flight may go on after SIGTERM, as in 500ms, 30s, 2m
     #[arg(long, env = "POSTHOUSE_DRAIN", value_name = "DURATION", default_value = "30s")]
     #[arg(value_parser = values::duration, help_heading = "Requests")]
     drain: Duration,
 
-    /// How the links between nodes are secured. This version knows only 'off': requests cross in the clear
+    /// How the links between nodes are secured: not at all, by certificates of the nodes, or of Services, too
+    ///
+    /// 'off': requests cross in the clear, and a peer is who its address says. 'node': TLS 1.3, each node proves its name to the
+    /// other. 'service': where a Service has a certificate of its own, the receiver proves to be that Service instead.
     #[arg(long, env = "POSTHOUSE_TLS", value_name = "MODE", default_value = "off", help_heading = "Security")]
     tls: TlsMode,
+
+    /// File with this node's certificate and those between it and a root, in PEM. Its one URI is
+    /// spiffe://TRUST-DOMAIN/node/NODE-NAME, and it is good for TLS servers and clients. Read again whenever it changes
+    ///
+    /// [default: none]
+    #[arg(long, env = "POSTHOUSE_TLS_CERT", value_name = "FILE", help_heading = "Security")]
+    tls_cert: Option<PathBuf>,
+
+    /// File with that certificate's private key in PEM: PKCS#8, SEC1 or PKCS#1, without a passphrase
+    ///
+    /// [default: none]
+    #[arg(long, env = "POSTHOUSE_TLS_KEY", value_name = "FILE", help_heading = "Security")]
+    tls_key: Option<PathBuf>,
+
+    /// File with the certificates of the CAs that nodes' certificates are verified by, in PEM; old and new while they rotate
+    ///
+    /// [default: none]
+    #[arg(long, env = "POSTHOUSE_TLS_CA", value_name = "FILE", help_heading = "Security")]
+    tls_ca: Option<PathBuf>,
+
+    /// Also link with peers that speak no TLS, for the time in which a cluster goes over to it
+    ///
+    /// Such peers are taken for who their address says. posthouse_link_plain_connections_total shows when it can be taken away.
+    /// Until then, who can change packets between nodes can keep a link from TLS.
+    ///
+    /// [default: off]
+    #[arg(long, env = "POSTHOUSE_TLS_PERMISSIVE", help_heading = "Security")]
+    tls_permissive: bool,
+
+    /// The first part of the names in the nodes' certificates: spiffe://TRUST-DOMAIN/node/NODE-NAME
+    #[arg(long, env = "POSTHOUSE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
+    #[arg(value_parser = values::trust_domain, help_heading = "Security")]
+    trust_domain: TrustDomain,
 
     /// What is logged to stderr: error, warn, info, debug or trace, also by module as in 'info,posthouse_proxy=debug'
     #[arg(long, env = "POSTHOUSE_LOG", value_name = "LEVEL", default_value = "info", help_heading = "Logs")]
@@ -222,13 +260,11 @@ enum MissingPeerMode {
     Fail,
 }
 
-/// `--tls`. The modes that do not work yet are known, so that asking for them gets a better answer than a typing error.
+/// `--tls`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum TlsMode {
     Off,
-    #[value(hide = true)]
     Node,
-    #[value(hide = true)]
     Service,
 }
 
@@ -260,8 +296,30 @@ pub(crate) struct Config {
     pub(crate) workers: usize,
     pub(crate) missing_peer: MissingPeer,
     pub(crate) drain: Duration,
+    /// None: in the clear.
+    pub(crate) tls: Option<TlsConfig>,
+    pub(crate) trust_domain: TrustDomain,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
+}
+
+/// How links are secured, if they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TlsConfig {
+    /// Who this node is.
+    pub(crate) id: SpiffeId,
+    /// `--tls service`.
+    pub(crate) by_service: bool,
+    pub(crate) permissive: bool,
+    /// Where its certificate is.
+    pub(crate) files: Files,
+}
+
+impl TlsConfig {
+    /// `--tls` as it is written.
+    pub(crate) fn mode(&self) -> &'static str {
+        if self.by_service { "service" } else { "node" }
+    }
 }
 
 impl Config {
@@ -327,6 +385,11 @@ impl RunArgs {
             missing_peer,
             drain,
             tls,
+            tls_cert,
+            tls_key,
+            tls_ca,
+            tls_permissive,
+            trust_domain,
             log,
             log_format,
         } = self;
@@ -355,12 +418,25 @@ impl RunArgs {
         };
         let first_ip = node_ips[0];
         let namespace = namespace_or_own(namespace, around);
-        match tls {
-            TlsMode::Off => {}
-            TlsMode::Node | TlsMode::Service => {
-                return Err("--tls: this version secures no links yet, so only 'off' works".into());
+        let files = tls_files(tls_cert, tls_key, tls_ca)?;
+        let tls = match (tls, files) {
+            (TlsMode::Off, Some(_)) => {
+                return Err("--tls-cert, --tls-key, --tls-ca: they need --tls node or service".into());
             }
-        }
+            (TlsMode::Off, None) if tls_permissive => {
+                return Err("--tls-permissive: it needs --tls node or service".into());
+            }
+            (TlsMode::Off, None) => None,
+            (TlsMode::Node | TlsMode::Service, None) => {
+                return Err("--tls: a certificate is needed; give --tls-cert, --tls-key and --tls-ca".into());
+            }
+            (mode, Some(files)) => Some(TlsConfig {
+                id: SpiffeId::node(&trust_domain, &node_name).map_err(|why| format!("--node-name: {why}"))?,
+                by_service: mode == TlsMode::Service,
+                permissive: tls_permissive,
+                files,
+            }),
+        };
         let config = Config {
             outbound_listen: if outbound_listen.is_empty() { default_outbound(&node_ips) } else { outbound_listen },
             link_listen: link_listen.unwrap_or(SocketAddr::new(first_ip, 4141)),
@@ -369,8 +445,10 @@ impl RunArgs {
             admin_socket,
             workers: workers.map_or(around.cores.max(1), NonZeroUsize::get),
             missing_peer: match missing_peer {
-                MissingPeerMode::Direct => MissingPeer::Direct,
-                MissingPeerMode::Fail => MissingPeer::Fail,
+                Some(MissingPeerMode::Direct) => MissingPeer::Direct,
+                Some(MissingPeerMode::Fail) => MissingPeer::Fail,
+                None if tls.is_none() => MissingPeer::Direct,
+                None => MissingPeer::Fail,
             },
             node_name,
             node_ips,
@@ -380,6 +458,8 @@ impl RunArgs {
             snapshot,
             tls_secret_namespaces,
             drain,
+            tls,
+            trust_domain,
             log,
             log_format,
         };
@@ -397,6 +477,19 @@ fn namespace_or_own(given: Option<String>, around: &Surroundings) -> String {
             .filter(|text| !text.is_empty())
             .unwrap_or_else(|| "posthouse".to_owned())
     })
+}
+
+/// All three or none.
+fn tls_files(cert: Option<PathBuf>, key: Option<PathBuf>, ca: Option<PathBuf>) -> Result<Option<Files>, String> {
+    match (cert, key, ca) {
+        (None, None, None) => Ok(None),
+        (Some(certificates), Some(key), Some(roots)) => Ok(Some(Files { certificates, key, roots })),
+        (cert, key, ca) => {
+            let given = [("--tls-cert", cert.is_some()), ("--tls-key", key.is_some()), ("--tls-ca", ca.is_some())];
+            let missing: Vec<&str> = given.iter().filter(|(_, given)| !given).map(|(flag, _)| *flag).collect();
+            Err(format!("{}: missing; --tls-cert, --tls-key and --tls-ca belong together", missing.join(" and ")))
+        }
+    }
 }
 
 /// Port 4140 of each node address, and of loopback for what runs on the node itself.

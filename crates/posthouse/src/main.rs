@@ -12,6 +12,7 @@ mod process;
 mod readiness;
 mod ready;
 mod run;
+mod security;
 mod server;
 mod telemetry;
 

@@ -38,10 +38,13 @@ fn flags(subcommand: &str) -> String {
             writeln!(text, "\n### {group}\n\n| flag | variable | default | meaning |\n|---|---|---|---|").unwrap();
             heading = group;
         }
-        let value = arg.get_value_names().unwrap()[0].as_str();
+        let value = match arg.get_action().takes_values() {
+            true => format!(" {}", arg.get_value_names().unwrap()[0]),
+            false => String::new(),
+        };
         let env = arg.get_env().unwrap().to_str().unwrap();
         let (help, default) = help_and_default(arg);
-        writeln!(text, "| `--{} {value}` | `{env}` | {default} | {} |", arg.get_long().unwrap(), cell(&help)).unwrap();
+        writeln!(text, "| `--{}{value}` | `{env}` | {default} | {} |", arg.get_long().unwrap(), cell(&help)).unwrap();
     }
     text
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use posthouse_discovery::{Discovery, Settings, StartError, Status};
-use posthouse_identity::{Backends, Plain};
+use posthouse_identity::{Backends, Certificates};
 use posthouse_model::DirectoryHandle;
+use posthouse_model::transport::LinkTransport;
 use posthouse_model::workload::Workloads;
 use posthouse_proxy::{Proxy, Timeouts, Workers};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,8 +23,9 @@ use tokio::task::JoinSet;
 
 use crate::Failure;
 use crate::admin::Admin;
-use crate::args::{Config, VERSION};
+use crate::args::{Config, TlsConfig, VERSION};
 use crate::readiness::Readiness;
+use crate::security::Security;
 use crate::server::Listener;
 use crate::telemetry::{MetricsListener, Recorder, Telemetry};
 use crate::{logging, process, server};
@@ -69,6 +71,7 @@ async fn serve(
         server::check_bind("--outbound-listen", *address)?;
     }
     let directory = DirectoryHandle::default();
+    let security = Security::new(&config, Timeouts::default().connect)?;
     let discovery = discover(&config, &directory).await?;
     // From here on there is something to log; what was wrong so far is told by one line alone.
     tracing::info!(
@@ -77,18 +80,23 @@ async fn serve(
         node_ips = ?config.node_ips,
         source = %config.source,
         workers = config.workers,
+        tls = config.tls.as_ref().map_or("off", TlsConfig::mode),
         open_files_limit = open_files,
         "starting"
     );
-    let proxy = data_plane(&config, &directory, discovery.workloads());
-    let mut control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, started)?;
+    let proxy = data_plane(&config, &directory, Arc::clone(&security.transport), discovery.workloads());
+    let certificates = security.certificates().cloned();
+    let mut control = Control::start(&config, recorder, &readiness, &directory, &discovery, &proxy, security, started)?;
 
     let ended = tokio::select! {
-        () = complete(&directory) => None,
+        () = async {
+            complete(&directory).await;
+            certified(certificates.as_ref()).await;
+        } => None,
         signal = signals.next() => Some(signal),
     };
     if let Some(signal) = ended {
-        tracing::info!(signal, "ended before the directory was complete");
+        tracing::info!(signal, "ended before the directory was complete and the node had its certificate");
         control.stop().await;
         return Ok(());
     }
@@ -140,24 +148,36 @@ async fn discover(config: &Config, directory: &DirectoryHandle) -> Result<Arc<Di
     }
 }
 
-fn data_plane(config: &Config, directory: &DirectoryHandle, workloads: Arc<dyn Workloads>) -> Arc<Proxy> {
-    let timeouts = Timeouts::default();
-    let transport = Plain::new(config.node_ips[0], timeouts.connect);
+fn data_plane(
+    config: &Config,
+    directory: &DirectoryHandle,
+    transport: Arc<dyn LinkTransport>,
+    workloads: Arc<dyn Workloads>,
+) -> Arc<Proxy> {
     let settings = posthouse_proxy::Config {
         node_name: Arc::from(config.node_name.as_str()),
         node_ips: config.node_ips.clone(),
         cluster_domain: Arc::from(config.cluster_domain.as_str()),
-        trust_domain: Arc::from("cluster.local"),
-        service_certificates: false,
+        trust_domain: Arc::from(config.trust_domain.as_str()),
+        service_certificates: config.tls.as_ref().is_some_and(|tls| tls.by_service),
         missing_peer: config.missing_peer,
         own_addresses: config.listeners().map(|(_, address)| address).collect(),
-        timeouts,
+        timeouts: Timeouts::default(),
     };
-    Proxy::new(
-        settings,
-        directory.clone(),
-        posthouse_proxy::Trust { links: Arc::new(transport), pods: Arc::new(Backends::default()), workloads },
-    )
+    let trust = posthouse_proxy::Trust { links: transport, pods: Arc::new(Backends::default()), workloads };
+    Proxy::new(settings, directory.clone(), trust)
+}
+
+/// Returns once the node has a certificate, if it needs one.
+async fn certified(certificates: Option<&Certificates>) {
+    let Some(certificates) = certificates else { return };
+    let mut changes = certificates.changed();
+    while certificates.epoch() == 0 {
+        // The handle that we hold keeps the sender alive.
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Returns once every kind of object has been listed.
@@ -195,6 +215,7 @@ struct Control {
 }
 
 impl Control {
+    #[expect(clippy::too_many_arguments, reason = "the parts of the process, once")]
     fn start(
         config: &Config,
         recorder: Recorder,
@@ -202,6 +223,7 @@ impl Control {
         directory: &DirectoryHandle,
         discovery: &Arc<Discovery>,
         proxy: &Arc<Proxy>,
+        security: Security,
         started: SystemTime,
     ) -> anyhow::Result<Self> {
         let admin = server::bind("--admin-listen", config.admin_listen)?;
@@ -219,6 +241,7 @@ impl Control {
             directory: directory.clone(),
             discovery: status(),
             links: Box::new(move || proxy.links()),
+            certificates: security.certificates().cloned(),
             telemetry: Arc::clone(&telemetry),
             started,
         };
@@ -230,6 +253,7 @@ impl Control {
         let (ports, left) = watch::channel(());
         let mut tasks = JoinSet::new();
         tasks.spawn(until(stopped.clone(), upkeep));
+        tasks.spawn(until(stopped.clone(), security.start(readiness)));
         let api = Arc::new(api);
         if let Some(socket) = socket {
             tasks.spawn(server::serve(Listener::Unix(socket), Arc::clone(&api) as _, stopped));

@@ -160,8 +160,14 @@ fn flags() -> Vec<Flag> {
 #[test]
 fn every_flag_is_set_by_the_chart_or_left_alone_on_purpose() {
     /// Where the default is right in a pod: the source is `kube`; the ports are fixed, since an address with a port
-    /// of one's own cannot be made of `status.hostIPs` in a manifest.
-    const LEFT: [&str; 5] = [
+    /// of one's own cannot be made of `status.hostIPs` in a manifest. Certificates from files are for nodes outside of a
+    /// cluster.
+    const LEFT: [&str; 10] = [
+        "POSTHOUSE_TLS_CERT",
+        "POSTHOUSE_TLS_KEY",
+        "POSTHOUSE_TLS_CA",
+        "POSTHOUSE_TLS_PERMISSIVE",
+        "POSTHOUSE_TRUST_DOMAIN",
         "POSTHOUSE_SOURCE",
         "POSTHOUSE_OUTBOUND_LISTEN",
         "POSTHOUSE_LINK_LISTEN",
@@ -327,7 +333,6 @@ fn values_have_the_defaults_and_choices_of_their_flags() {
     };
     for (flag, value) in [
         ("--cluster-domain", "clusterDomain"),
-        ("--missing-peer", "missingPeer"),
         ("--tls", "tls"),
         ("--log", "log.level"),
         ("--log-format", "log.format"),
@@ -335,10 +340,20 @@ fn values_have_the_defaults_and_choices_of_their_flags() {
         let (flag, row) = named(flag, value);
         assert_eq!(row.default.as_ref().and_then(Json::as_str), Some(flag.default.as_str()), "{value}");
         if !row.choices.is_empty() {
-            let choices = format!("One of {}.", row.choices.join(", "));
-            assert!(flag.help.ends_with(&choices), "{value}: {choices} {}: {}", flag.name, flag.help);
+            let choices = row.choices.join(", ");
+            assert!(
+                flag.help.contains(&format!("One of {choices}")),
+                "{value}: {choices} {}: {}",
+                flag.name,
+                flag.help
+            );
         }
     }
+    let (missing_peer, row) = named("--missing-peer", "missingPeer");
+    let choices = format!("One of {}.", row.choices.join(", "));
+    assert!(missing_peer.help.ends_with(&choices), "missingPeer: {choices} {}", missing_peer.help);
+    let default = row.default.as_ref().and_then(Json::as_str).unwrap();
+    assert!(missing_peer.default.starts_with(&format!("{default} with --tls off")), "missingPeer: {default}");
     let (drain, row) = named("--drain", "drainSeconds");
     assert_eq!(format!("{}s", row.default.as_ref().unwrap()), drain.default);
 }

@@ -55,7 +55,23 @@ fn what_is_wrong_is_said_on_one_line_with_exit_code_64() {
         (&["env", "--frobnicate"], "'posthouse env --help'"),
         (&["env", "--container=app"], "--format patch"),
         (&["env", "--no-proxy=https://foo.com/"], "write the name alone, foo.com, without scheme, path or port"),
-        (&["run", node[0], node[1], "--tls=node"], "--tls"),
+        (&["run", node[0], node[1], "--tls=node"], "--tls-cert, --tls-key and --tls-ca"),
+        (
+            &["run", node[0], node[1], "--tls=node", "--tls-cert=/nonexistent/c", "--tls-key=k", "--tls-ca=r"],
+            "--tls-cert /nonexistent/c: No such file",
+        ),
+        (
+            &[
+                "run",
+                node[0],
+                node[1],
+                "--tls=node",
+                "--tls-cert=/dev/null",
+                "--tls-key=/dev/null",
+                "--tls-ca=/dev/null",
+            ],
+            "--tls-cert /dev/null: no certificate is in it; it must have the node's certificate in PEM",
+        ),
         (&["run", node[0], node[1], "--source=dir:/nonexistent/manifests"], "/nonexistent/manifests"),
         (&["run", node[0], node[1], "--source=dir:/proc/version"], "/proc/version"),
     ];

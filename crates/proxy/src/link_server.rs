@@ -36,8 +36,8 @@ use crate::worker::{Admitted, Worker};
 const MAX_STREAMS: u32 = 4096;
 /// How long a peer may take to accept an error's few bytes.
 const ERROR_ANSWER: Duration = Duration::from_secs(10);
-/// Taking a link: TLS (if any) and the HTTP/2 preface. Source: design default, TLS accept 10 s.
-const ACCEPT: Duration = Duration::from_secs(10);
+/// Taking a link: TLS, which has a limit of 10 s of its own, and the HTTP/2 preface.
+const ACCEPT: Duration = Duration::from_secs(15);
 
 /// Serves one link until it ends.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Admin, json as answer};
-use crate::args::{Config, LogFormat, VERSION};
+use crate::args::{Config, LogFormat, TlsConfig, VERSION};
 use crate::server::Body;
 
 #[derive(Serialize)]
@@ -67,6 +67,8 @@ fn effective(config: &Config) -> Value {
         workers,
         missing_peer,
         drain,
+        tls,
+        trust_domain,
         log,
         log_format,
     } = config;
@@ -89,7 +91,12 @@ fn effective(config: &Config) -> Value {
             MissingPeer::Fail => "fail",
         },
         "drain": format!("{}ms", drain.as_millis()),
-        "tls": "off",
+        "tls": tls.as_ref().map_or("off", TlsConfig::mode),
+        "tls-cert": tls.as_ref().map(|tls| &tls.files.certificates),
+        "tls-key": tls.as_ref().map(|tls| &tls.files.key),
+        "tls-ca": tls.as_ref().map(|tls| &tls.files.roots),
+        "tls-permissive": tls.as_ref().is_some_and(|tls| tls.permissive),
+        "trust-domain": trust_domain.as_str(),
         "log": log,
         "log-format": match log_format {
             LogFormat::Text => "text",

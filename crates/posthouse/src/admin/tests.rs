@@ -91,6 +91,7 @@ fn api_with(directory: Directory) -> Running {
         directory: directory.clone(),
         discovery: Box::new(status),
         links: Box::new(move || vec![link()]),
+        certificates: None,
         telemetry: telemetry(&directory, &Readiness::default(), || {}),
         started: SystemTime::now() - Duration::from_secs(60),
     })

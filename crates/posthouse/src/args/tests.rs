@@ -116,14 +116,35 @@ fn every_value_is_read_as_written() {
 }
 
 #[test]
+fn links_are_secured_as_asked() {
+    let files = ["--tls-cert=/c", "--tls-key=/k", "--tls-ca=/r"];
+    assert_eq!(with(&["--trust-domain=other"]).unwrap().tls, None);
+    let config = with(&[&files[..], &["--tls=node"]].concat()).unwrap();
+    assert_eq!(config.missing_peer, MissingPeer::Fail, "a direct connection is not encrypted");
+    let tls = config.tls.unwrap();
+    assert_eq!((tls.id.as_str(), tls.mode(), tls.permissive), ("spiffe://cluster.local/node/node-a", "node", false));
+    assert_eq!(tls.files, Files { certificates: "/c".into(), key: "/k".into(), roots: "/r".into() });
+    let more = ["--tls=service", "--tls-permissive", "--trust-domain=mesh.example", "--missing-peer=direct"];
+    let config = with(&[&files[..], &more].concat()).unwrap();
+    assert_eq!(config.missing_peer, MissingPeer::Direct, "the flag wins");
+    let tls = config.tls.unwrap();
+    assert_eq!((tls.id.as_str(), tls.mode(), tls.permissive), ("spiffe://mesh.example/node/node-a", "service", true));
+}
+
+#[test]
 fn a_wrong_flag_is_named_on_one_line_with_what_would_be_right() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["--bogus"], &["'--bogus'"]),
         (&["--outbound-listne=127.0.0.1:1"], &["--outbound-listne", "similar", "--outbound-listen"]),
         (&["extra"], &["'extra'"]),
-        (&["--tls=node"], &["--tls", "'off'"]),
-        (&["--tls=service"], &["--tls", "'off'"]),
-        (&["--tls=maybe"], &["--tls", "off"]),
+        (&["--tls=node"], &["--tls", "--tls-cert, --tls-key and --tls-ca"]),
+        (&["--tls=service"], &["--tls", "--tls-cert, --tls-key and --tls-ca"]),
+        (&["--tls=maybe"], &["--tls", "off, node, service"]),
+        (&["--tls=node", "--tls-cert=a"], &["--tls-key and --tls-ca: missing", "belong together"]),
+        (&["--tls=node", "--tls-key=a", "--tls-ca=b"], &["--tls-cert: missing", "belong together"]),
+        (&["--tls-cert=a", "--tls-key=b", "--tls-ca=c"], &["--tls-cert", "--tls node or service"]),
+        (&["--tls-permissive"], &["--tls-permissive", "--tls node or service"]),
+        (&["--trust-domain=spiffe://a"], &["--trust-domain", "as in 'cluster.local'"]),
         (&["--source=zookeeper"], &["--source", "'kube'", "dir:PATH"]),
         (&["--source=dir:"], &["--source", "dir:PATH"]),
         (&["--workers=0"], &["--workers", "1 to 1024"]),

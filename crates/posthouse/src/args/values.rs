@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use http::Uri;
+use posthouse_identity::TrustDomain;
 
 /// An address to listen on.
 pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
@@ -49,6 +50,11 @@ pub(super) fn dns_label(text: &str) -> Result<String, String> {
 /// A DNS suffix; dots at its ends are taken off.
 pub(super) fn domain(text: &str) -> Result<String, String> {
     node_name(&text.trim_matches('.').to_ascii_lowercase()).map_err(|_| "write a DNS name, as in cluster.local".into())
+}
+
+/// A SPIFFE trust domain.
+pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::parse(text).map_err(|why| why.to_string())
 }
 
 /// A name, an address or an IPv4 network as it stands in NO_PROXY. Only what all programs take for the same: no wildcards

@@ -1,4 +1,4 @@
-//! Brings the demo's cluster up: folders, manifests, nine pods, three proxies, each waited for; and says in one line what
+//! Brings the demo's cluster up: folders, manifests, certificates, nine pods, three proxies, each waited for; and says in one line what
 //! is in the way when that fails.
 
 use std::io;
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::certificates::Certificates;
 use crate::children::Children;
 use crate::manifests::{self, POSTHOUSE};
 use crate::topology::{NODES, Node, Pod, listeners, pods};
@@ -26,6 +27,7 @@ pub(crate) struct Cluster {
     /// Holds everything below; removed at the end unless kept.
     folder: TempDir,
     pub(crate) source: PathBuf,
+    pub(crate) certificates: Certificates,
     pub(crate) logs: PathBuf,
     pub(crate) children: Children,
 }
@@ -72,7 +74,9 @@ impl Cluster {
         std::fs::create_dir(&source)?;
         std::fs::create_dir(&logs)?;
         manifests::write(&source).context("writing the manifests")?;
-        Ok(Self { folder, source, children: Children::new(logs.clone()), logs })
+        let certificates =
+            Certificates::write(folder.path().join("certificates")).context("writing the certificates")?;
+        Ok(Self { folder, source, certificates, children: Children::new(logs.clone()), logs })
     }
 
     /// Starts the pods, then the proxies, and waits until all are ready.
@@ -87,7 +91,7 @@ impl Cluster {
             self.wait(&pod.name(), || async move { TcpStream::connect(pod.listen()).await.is_ok() }).await?;
         }
         for node in NODES {
-            let arguments = proxy_arguments(node, &self.source);
+            let arguments = proxy_arguments(node, &self.source, &self.certificates);
             self.children.start(&proxy_name(node), &programs.posthouse, &arguments)?;
         }
         for node in NODES {
@@ -144,6 +148,7 @@ impl Cluster {
         json!({
             "demo": std::process::id(),
             "source": self.source,
+            "certificates": self.certificates.folder(),
             "logs": self.logs,
             "proxies": proxies,
             "pods": pods,
@@ -152,7 +157,7 @@ impl Cluster {
 
     /// Ends all children; `keep` leaves the folder with the logs. Returns the names of those that had to be killed.
     pub(crate) async fn end(self, keep: bool) -> Vec<String> {
-        let Self { mut folder, source: _, logs: _, children } = self;
+        let Self { mut folder, source: _, certificates: _, logs: _, children } = self;
         let stubborn = children.end().await;
         folder.disable_cleanup(keep);
         stubborn
@@ -168,8 +173,8 @@ fn pod_arguments(pod: Pod) -> Vec<String> {
     [pod.service.name, "--listen", &listen, "--pod", &pod.name(), "--node", pod.node.name].map(str::to_owned).to_vec()
 }
 
-fn proxy_arguments(node: Node, source: &Path) -> Vec<String> {
-    vec![
+fn proxy_arguments(node: Node, source: &Path, certificates: &Certificates) -> Vec<String> {
+    let mut arguments = vec![
         "run".to_owned(),
         "--source".to_owned(),
         format!("dir:{}", source.display()),
@@ -187,11 +192,11 @@ fn proxy_arguments(node: Node, source: &Path) -> Vec<String> {
         node.metrics().to_string(),
         "--namespace".to_owned(),
         POSTHOUSE.to_owned(),
-        "--tls".to_owned(),
-        "off".to_owned(),
         "--workers".to_owned(),
         "1".to_owned(),
-    ]
+    ];
+    arguments.extend(certificates.arguments(node));
+    arguments
 }
 
 /// Binds for a moment, so that a taken port is told before anything starts.

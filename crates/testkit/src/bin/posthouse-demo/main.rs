@@ -2,6 +2,7 @@
 //! where it goes. Read `topology.rs` for what the little cluster is, `cluster.rs` for how it starts, `traffic.rs` for
 //! what is asked, `table.rs` for what is shown.
 
+mod certificates;
 mod children;
 mod cluster;
 mod manifests;
@@ -132,7 +133,8 @@ async fn stand_by(seconds: Option<u64>, stop: &CancellationToken) -> anyhow::Res
 /// Traffic and table until the time is over or the user has seen enough.
 async fn play(cluster: &mut Cluster, seconds: Option<u64>, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     let victim = cluster.children.find(VICTIM).map(|process| (VICTIM, process.pid));
-    let mut screen = Screen::new(table::commands(&cluster.source, &cluster.logs, victim));
+    let mut screen =
+        Screen::new(table::commands(&cluster.source, cluster.certificates.folder(), &cluster.logs, victim));
     screen.open()?;
     let start = Instant::now();
     let traffic = Traffic::start();

@@ -24,6 +24,7 @@ pub(crate) fn live(stats: &Stats, elapsed: Duration, ended: &[String]) -> Vec<St
             thousands(stats.requests()),
             percent(stats.crossed())
         ),
+        "  links: TLS 1.3, each node proves its name to the other by its certificate".to_owned(),
         String::new(),
         format!("{:<12}{COLUMNS}   asked by", "  to"),
     ];
@@ -68,7 +69,7 @@ fn cells(row: &Row) -> String {
 }
 
 /// The commands to try by hand. `victim` is a pod to kill, with its process id.
-pub(crate) fn commands(source: &Path, logs: &Path, victim: Option<(&str, u32)>) -> Vec<String> {
+pub(crate) fn commands(source: &Path, certificates: &Path, logs: &Path, victim: Option<(&str, u32)>) -> Vec<String> {
     let outbound = format!("http://{}", NODES[0].outbound());
     let (direct, admin, metrics) = (NODES[0].outbound(), NODES[0].admin(), NODES[0].metrics());
     let mut lines = vec![
@@ -77,13 +78,14 @@ pub(crate) fn commands(source: &Path, logs: &Path, victim: Option<(&str, u32)>) 
         format!("  curl --proxytunnel -x {outbound} http://hello.demo/"),
         format!("  curl --http2-prior-knowledge --connect-to ::{direct} http://echo.demo/x"),
         format!("  http_proxy={outbound} e2e/demo/say-hello.sh    # gRPC from Python"),
-        format!("  curl http://{admin}/services    # also /peers, /config"),
+        format!("  curl http://{admin}/services    # also /peers, /identity, /config"),
         format!("  curl http://{metrics}/metrics"),
     ];
     if let Some((name, pid)) = victim {
         lines.push(format!("  kill -9 {pid}    # {name} dies; its requests go elsewhere"));
     }
     lines.push(format!("  manifests (edit them): {}", source.display()));
+    lines.push(format!("  certificates of the nodes: {}", certificates.display()));
     lines.push(format!("  logs: {}", logs.display()));
     lines.push("Ctrl-C ends it".to_owned());
     lines
@@ -200,10 +202,11 @@ mod tests {
         let lines = live(&good(), Duration::from_secs(75), &[]);
         assert!(lines[0].ends_with("1:15") && lines.iter().all(|line| line.len() < 80));
         let end_of = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
-        assert_eq!(end_of(&lines[3], "success"), end_of(&lines[4], "100 %"));
-        assert_eq!(end_of(&lines[8], "success"), end_of(&lines[9], "100 %"));
-        assert_eq!(end_of(&lines[8], "node-c"), Some(lines[9].len()));
-        let commands = commands(Path::new("/tmp/m"), Path::new("/tmp/l"), Some(("echo-b", 4_194_304)));
+        assert_eq!(end_of(&lines[4], "success"), end_of(&lines[5], "100 %"));
+        assert_eq!(end_of(&lines[9], "success"), end_of(&lines[10], "100 %"));
+        assert_eq!(end_of(&lines[9], "node-c"), Some(lines[10].len()));
+        let commands =
+            commands(Path::new("/tmp/m"), Path::new("/tmp/c"), Path::new("/tmp/l"), Some(("echo-b", 4_194_304)));
         assert!(commands.iter().all(|line| line.len() < 80), "{commands:?}");
     }
 

@@ -1,0 +1,120 @@
+//! How links are secured, put together from the flags: the transport, the certificate that it uses, and what the process says
+//! of it: not ready before there is one, and not while it is expired, since such a node cannot link.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use posthouse_identity::{Certificates, Material, Options, Plain, Tls};
+use posthouse_model::transport::LinkTransport;
+
+use crate::Failure;
+use crate::args::{Config, TlsConfig};
+use crate::readiness::Readiness;
+
+/// How often the certificate's end is compared with the clock, which may be set in between.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
+
+/// The transport of links and the certificate behind it.
+pub(crate) struct Security {
+    pub(crate) transport: Arc<dyn LinkTransport>,
+    secured: Option<Secured>,
+}
+
+struct Secured {
+    config: TlsConfig,
+    certificates: Certificates,
+    first: Material,
+}
+
+impl Security {
+    /// Reads what the flags name, and logs nothing yet.
+    ///
+    /// # Errors
+    /// The files are not this node's certificate, key and roots.
+    pub(crate) fn new(config: &Config, connect_timeout: Duration) -> Result<Self, Failure> {
+        let source = config.node_ips[0];
+        let Some(tls) = &config.tls else {
+            return Ok(Self { transport: Arc::new(Plain::new(source, connect_timeout)), secured: None });
+        };
+        let first = tls.files.read(&tls.id, SystemTime::now()).map_err(|error| Failure::Usage(error.to_string()))?;
+        let certificates = Certificates::new(tls.id.clone());
+        let options = Options {
+            source,
+            connect_timeout,
+            permissive: tls.permissive,
+            service_domain: tls.by_service.then(|| Arc::from(config.cluster_domain.as_str())),
+        };
+        let transport = Arc::new(Tls::new(certificates.clone(), options));
+        Ok(Self { transport, secured: Some(Secured { config: tls.clone(), certificates, first }) })
+    }
+
+    /// None with `--tls off`.
+    pub(crate) fn certificates(&self) -> Option<&Certificates> {
+        self.secured.as_ref().map(|secured| &secured.certificates)
+    }
+
+    /// Takes the first certificate into use; what it gives back has to run on, for those that come later.
+    pub(crate) fn start(self, readiness: &Readiness) -> impl Future<Output = ()> + Send + use<> {
+        if let Some(Secured { certificates, first, config }) = &self.secured {
+            certificates.install(first.clone(), &config.files.source());
+            if config.permissive {
+                tracing::warn!(
+                    "--tls-permissive: peers without TLS are linked, too; take it away once posthouse_link_plain_connections_total stands still on every node"
+                );
+            }
+        }
+        let readiness = readiness.clone();
+        async move {
+            match self.secured {
+                None => std::future::pending().await,
+                Some(Secured { certificates, config, first: _ }) => {
+                    tokio::join!(config.files.watch(certificates.clone()), tell(&certificates, &readiness));
+                }
+            }
+        }
+    }
+}
+
+/// Why a node cannot link.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    Missing,
+    Expired,
+}
+
+impl Lack {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "identity: no certificate yet; /identity on --admin-listen says why",
+            Self::Expired => {
+                "identity: the certificate is expired; /identity on --admin-listen says why there is no newer one"
+            }
+        }
+    }
+}
+
+/// Keeps the process unready while it has no valid certificate.
+async fn tell(certificates: &Certificates, readiness: &Readiness) {
+    let mut changed = certificates.changed();
+    let mut told = None;
+    loop {
+        let lack = match certificates.current().map(|current| current.material.not_after()) {
+            None => Some(Lack::Missing),
+            Some(end) => (end < SystemTime::now()).then_some(Lack::Expired),
+        };
+        if told.as_ref().map(|(lack, _)| *lack) != lack {
+            if lack == Some(Lack::Expired) {
+                tracing::error!("the node's certificate is expired and there is no newer one: no links are made");
+            }
+            told = lack.map(|lack| (lack, readiness.pending(lack.reason())));
+        }
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
