@@ -205,7 +205,7 @@ pub(crate) struct RunArgs {
     /// File with this node's certificate and those between it and a root, in PEM. Its one URI is
     /// spiffe://TRUST-DOMAIN/node/NODE-NAME, and it is good for TLS servers and clients. Read again whenever it changes
     ///
-    /// [default: none]
+    /// [default: none; with --source kube the cluster's 'posthouse controller' issues certificates]
     #[arg(long, env = "POSTHOUSE_TLS_CERT", value_name = "FILE", help_heading = "Security")]
     tls_cert: Option<PathBuf>,
 
@@ -311,8 +311,8 @@ pub(crate) struct TlsConfig {
     /// `--tls service`.
     pub(crate) by_service: bool,
     pub(crate) permissive: bool,
-    /// Where its certificate is.
-    pub(crate) files: Files,
+    /// Where its certificate is; none: the controller of the cluster issues it.
+    pub(crate) files: Option<Files>,
 }
 
 impl TlsConfig {
@@ -427,10 +427,12 @@ impl RunArgs {
                 return Err("--tls-permissive: it needs --tls node or service".into());
             }
             (TlsMode::Off, None) => None,
-            (TlsMode::Node | TlsMode::Service, None) => {
-                return Err("--tls: a certificate is needed; give --tls-cert, --tls-key and --tls-ca".into());
+            (TlsMode::Node | TlsMode::Service, None) if source != Source::Kube => {
+                return Err(format!(
+                    "--tls: a certificate is needed and --source {source} has no CA; give --tls-cert, --tls-key and --tls-ca"
+                ));
             }
-            (mode, Some(files)) => Some(TlsConfig {
+            (mode, files) => Some(TlsConfig {
                 id: SpiffeId::node(&trust_domain, &node_name).map_err(|why| format!("--node-name: {why}"))?,
                 by_service: mode == TlsMode::Service,
                 permissive: tls_permissive,

@@ -71,7 +71,7 @@ async fn serve(
         server::check_bind("--outbound-listen", *address)?;
     }
     let directory = DirectoryHandle::default();
-    let security = Security::new(&config, Timeouts::default().connect)?;
+    let security = Security::new(&config, Timeouts::default().connect).await?;
     let discovery = discover(&config, &directory).await?;
     // From here on there is something to log; what was wrong so far is told by one line alone.
     tracing::info!(

@@ -5,13 +5,16 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use posthouse_identity::{Certificates, Material, Options, Plain, Tls};
+use posthouse_identity::{Certificates, Files, Material, Options, Plain, Tls, kube as issued};
 use posthouse_model::transport::LinkTransport;
 
 use crate::Failure;
 use crate::args::{Config, TlsConfig};
 use crate::readiness::Readiness;
 
+/// A connection to the API server on which nothing came for this long is dead: the server ends each watch before. 295 s: kube-rs'
+/// own figure, which asks for watches of 290 s.
+const SILENCE: Duration = Duration::from_secs(295);
 /// How often the certificate's end is compared with the clock, which may be set in between.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
 
@@ -24,20 +27,39 @@ pub(crate) struct Security {
 struct Secured {
     config: TlsConfig,
     certificates: Certificates,
-    first: Material,
+    from: From,
+}
+
+/// Where certificates come from.
+enum From {
+    /// Read once already.
+    Files(Files, Box<Material>),
+    /// The controller of the cluster, by its API, for the namespace of the release.
+    Cluster(kube::Client, String),
 }
 
 impl Security {
     /// Reads what the flags name, and logs nothing yet.
     ///
     /// # Errors
-    /// The files are not this node's certificate, key and roots.
-    pub(crate) fn new(config: &Config, connect_timeout: Duration) -> Result<Self, Failure> {
+    /// The files are not this node's certificate, key and roots, or there is no API server to ask for one.
+    pub(crate) async fn new(config: &Config, connect_timeout: Duration) -> Result<Self, Failure> {
         let source = config.node_ips[0];
         let Some(tls) = &config.tls else {
             return Ok(Self { transport: Arc::new(Plain::new(source, connect_timeout)), secured: None });
         };
-        let first = tls.files.read(&tls.id, SystemTime::now()).map_err(|error| Failure::Usage(error.to_string()))?;
+        let from = match &tls.files {
+            Some(files) => {
+                let first =
+                    files.read(&tls.id, SystemTime::now()).map_err(|error| Failure::Usage(error.to_string()))?;
+                From::Files(files.clone(), Box::new(first))
+            }
+            None => {
+                let client = posthouse_discovery::connect(Some(SILENCE)).await;
+                let client = client.map_err(|why| Failure::Usage(format!("no usable cluster configuration: {why}")))?;
+                From::Cluster(client, config.namespace.clone())
+            }
+        };
         let certificates = Certificates::new(tls.id.clone());
         let options = Options {
             source,
@@ -46,7 +68,7 @@ impl Security {
             service_domain: tls.by_service.then(|| Arc::from(config.cluster_domain.as_str())),
         };
         let transport = Arc::new(Tls::new(certificates.clone(), options));
-        Ok(Self { transport, secured: Some(Secured { config: tls.clone(), certificates, first }) })
+        Ok(Self { transport, secured: Some(Secured { config: tls.clone(), certificates, from }) })
     }
 
     /// None with `--tls off`.
@@ -54,10 +76,12 @@ impl Security {
         self.secured.as_ref().map(|secured| &secured.certificates)
     }
 
-    /// Takes the first certificate into use; what it gives back has to run on, for those that come later.
+    /// Takes the first certificate into use, if it is there; what this gives back has to run on, for those that come later.
     pub(crate) fn start(self, readiness: &Readiness) -> impl Future<Output = ()> + Send + use<> {
-        if let Some(Secured { certificates, first, config }) = &self.secured {
-            certificates.install(first.clone(), &config.files.source());
+        if let Some(Secured { certificates, from, config }) = &self.secured {
+            if let From::Files(files, first) = from {
+                certificates.install(Material::clone(first), &files.source());
+            }
             if config.permissive {
                 tracing::warn!(
                     "--tls-permissive: peers without TLS are linked, too; take it away once posthouse_link_plain_connections_total stands still on every node"
@@ -66,12 +90,18 @@ impl Security {
         }
         let readiness = readiness.clone();
         async move {
-            match self.secured {
-                None => std::future::pending().await,
-                Some(Secured { certificates, config, first: _ }) => {
-                    tokio::join!(config.files.watch(certificates.clone()), tell(&certificates, &readiness));
+            let Some(Secured { certificates, from, config: _ }) = self.secured else {
+                return std::future::pending().await;
+            };
+            let follow = async {
+                match from {
+                    From::Files(files, _) => files.watch(certificates.clone()).await,
+                    From::Cluster(client, namespace) => {
+                        issued::keep(client, &namespace, certificates.clone(), issued::Timing::default()).await;
+                    }
                 }
-            }
+            };
+            tokio::join!(follow, tell(&certificates, &readiness));
         }
     }
 }

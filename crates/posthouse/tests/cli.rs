@@ -55,7 +55,7 @@ fn what_is_wrong_is_said_on_one_line_with_exit_code_64() {
         (&["env", "--frobnicate"], "'posthouse env --help'"),
         (&["env", "--container=app"], "--format patch"),
         (&["env", "--no-proxy=https://foo.com/"], "write the name alone, foo.com, without scheme, path or port"),
-        (&["run", node[0], node[1], "--tls=node"], "--tls-cert, --tls-key and --tls-ca"),
+        (&["run", node[0], node[1], "--tls=node", "--source=dir:/tmp"], "--tls-cert, --tls-key and --tls-ca"),
         (
             &["run", node[0], node[1], "--tls=node", "--tls-cert=/nonexistent/c", "--tls-key=k", "--tls-ca=r"],
             "--tls-cert /nonexistent/c: No such file",

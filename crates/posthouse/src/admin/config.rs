@@ -72,6 +72,7 @@ fn effective(config: &Config) -> Value {
         log,
         log_format,
     } = config;
+    let files = tls.as_ref().and_then(|tls| tls.files.as_ref());
     json!({
         "node-name": node_name,
         "node-ip": node_ips,
@@ -92,9 +93,9 @@ fn effective(config: &Config) -> Value {
         },
         "drain": format!("{}ms", drain.as_millis()),
         "tls": tls.as_ref().map_or("off", TlsConfig::mode),
-        "tls-cert": tls.as_ref().map(|tls| &tls.files.certificates),
-        "tls-key": tls.as_ref().map(|tls| &tls.files.key),
-        "tls-ca": tls.as_ref().map(|tls| &tls.files.roots),
+        "tls-cert": files.map(|files| &files.certificates),
+        "tls-key": files.map(|files| &files.key),
+        "tls-ca": files.map(|files| &files.roots),
         "tls-permissive": tls.as_ref().is_some_and(|tls| tls.permissive),
         "trust-domain": trust_domain.as_str(),
         "log": log,

@@ -123,7 +123,8 @@ fn links_are_secured_as_asked() {
     assert_eq!(config.missing_peer, MissingPeer::Fail, "a direct connection is not encrypted");
     let tls = config.tls.unwrap();
     assert_eq!((tls.id.as_str(), tls.mode(), tls.permissive), ("spiffe://cluster.local/node/node-a", "node", false));
-    assert_eq!(tls.files, Files { certificates: "/c".into(), key: "/k".into(), roots: "/r".into() });
+    assert_eq!(tls.files, Some(Files { certificates: "/c".into(), key: "/k".into(), roots: "/r".into() }));
+    assert_eq!(with(&["--tls=node"]).unwrap().tls.unwrap().files, None, "the cluster's controller issues them");
     let more = ["--tls=service", "--tls-permissive", "--trust-domain=mesh.example", "--missing-peer=direct"];
     let config = with(&[&files[..], &more].concat()).unwrap();
     assert_eq!(config.missing_peer, MissingPeer::Direct, "the flag wins");
@@ -137,8 +138,8 @@ fn a_wrong_flag_is_named_on_one_line_with_what_would_be_right() {
         (&["--bogus"], &["'--bogus'"]),
         (&["--outbound-listne=127.0.0.1:1"], &["--outbound-listne", "similar", "--outbound-listen"]),
         (&["extra"], &["'extra'"]),
-        (&["--tls=node"], &["--tls", "--tls-cert, --tls-key and --tls-ca"]),
-        (&["--tls=service"], &["--tls", "--tls-cert, --tls-key and --tls-ca"]),
+        (&["--tls=node", "--source=dir:x"], &["--tls", "--tls-cert, --tls-key and --tls-ca"]),
+        (&["--tls=service", "--source=dir:x"], &["--tls", "--tls-cert, --tls-key and --tls-ca"]),
         (&["--tls=maybe"], &["--tls", "off, node, service"]),
         (&["--tls=node", "--tls-cert=a"], &["--tls-key and --tls-ca: missing", "belong together"]),
         (&["--tls=node", "--tls-key=a", "--tls-ca=b"], &["--tls-cert: missing", "belong together"]),
