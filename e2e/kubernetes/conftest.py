@@ -53,6 +53,8 @@ def pytest_runtest_makereport(item, call):
         for args in (
             ["get", "nodes,pods", "-A", "-o", "wide"],
             ["logs", "-n", posthouse.NAMESPACE, "ds/posthouse", "--all-pods", "--prefix", "--tail=40"],
+            ["logs", "-n", posthouse.NAMESPACE, "deploy/posthouse-controller", "--all-pods", "--prefix", "--tail=30"],
+            ["get", "certificatesigningrequests", "--sort-by=.metadata.creationTimestamp"],
         ):
             done = kube.run(kube.KUBECTL, *args, check=False, timeout=60)
             words.append(f"$ kubectl {' '.join(args)}\n{done.stdout[-12000:]}{done.stderr[-2000:]}")

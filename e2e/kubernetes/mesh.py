@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import statistics
 from pathlib import Path
 
@@ -33,13 +34,39 @@ def install(*args, wait=True):
 
 def proxies():
     """Node -> name of its Posthouse pod."""
-    return kube.on_nodes(NAMESPACE, "app.kubernetes.io/name=posthouse")
+    return kube.on_nodes(NAMESPACE, "app.kubernetes.io/name=posthouse,app.kubernetes.io/component=proxy")
 
 
 def posthouse(*args, check=True, stdin=None):
     """Runs the program that is installed, on this machine."""
     binary = Path(os.environ["E2E_IMAGES"], "bin/posthouse")
     return kube.run(binary, *args, check=check, stdin=stdin)
+
+
+def uninstall():
+    """helm uninstall; returns when nothing of ours runs any more."""
+    kube.helm("uninstall", "posthouse", "-n", NAMESPACE, "--wait", "--timeout=90s")
+    kube.until(
+        "no pod of Posthouse is left",
+        lambda: not kube.pods(NAMESPACE, "app.kubernetes.io/name=posthouse", phase=None),
+        seconds=90, every=0.5,
+    )
+
+
+def rolled_out():
+    """Waits for the proxies of all nodes and for the controller."""
+    kube.rolled_out("ds/posthouse", NAMESPACE)
+    kube.rolled_out("deploy/posthouse-controller", NAMESPACE)
+
+
+def series(text, name, **labels):
+    """The sum of a metric's series that have these labels."""
+    total = 0.0
+    for line in text.splitlines():
+        found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+        if found and labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', found[1] or "")).items():
+            total += float(found[2])
+    return total
 
 
 class Admin:
@@ -58,10 +85,9 @@ class Admin:
     def get(self, path):
         return json.loads(self.text(path))
 
-    def metric(self, name):
-        """The sum of a metric's series."""
-        values = [line.rsplit(" ", 1)[1] for line in self.text("/metrics").splitlines() if line.split("{")[0].split(" ")[0] == name]
-        return sum(map(float, values))
+    def metric(self, name, **labels):
+        """The sum of a metric's series that have these labels."""
+        return series(self.text("/metrics"), name, **labels)
 
 
 @contextlib.contextmanager

@@ -88,6 +88,16 @@ class Outsider:
         return curl(["ip", "netns", "exec", self.name], *args)
 
 
+def run_on(number, *args, check=True, timeout=60):
+    """Runs a program of this machine in the node's own network."""
+    return kube.run("ip", "netns", "exec", f"{NAMESPACES}{number}", *args, check=check, timeout=timeout)
+
+
+def metrics(number):
+    """The metrics of a node's proxy, without the API's help."""
+    return run_on(number, "curl", "-sf", "-m", "5", f"http://{address(number)}:9991/metrics", check=False).stdout
+
+
 def curl(prefix, *args):
     """curl's exit code, and the status of the answer (0: none)."""
     done = subprocess.run(

@@ -82,7 +82,7 @@ def test_helm_upgrade_replaces_every_proxy(mesh, loads, report):
     before = mesh.proxies()
     begin = time.time()
     mesh.install("--set", "podAnnotations.example\\.com/turn=second")
-    kube.rolled_out("ds/posthouse", mesh.NAMESPACE)
+    mesh.rolled_out()
     left = set(before.values())
     kube.until(
         "the old proxies have drained and are gone",

@@ -1,6 +1,7 @@
 """Installed by Helm: what runs, with which rights; what `posthouse check` says of it; and that an uninstall leaves nothing."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import nodes
 def test_ready_on_every_node_and_confined(mesh):
     names = {node["metadata"]["name"] for node in kube.get("nodes")["items"]}
     assert set(mesh.proxies()) == names
+    controllers = kube.pods(mesh.NAMESPACE, "app.kubernetes.io/component=controller")
+    assert controllers and all(not pod["spec"].get("hostNetwork") for pod in controllers.values()), controllers
     for name in mesh.proxies().values():
         pod = kube.get("pod", name, "-n", mesh.NAMESPACE)
         assert pod["status"]["containerStatuses"][0]["ready"]
@@ -21,32 +24,70 @@ def test_ready_on_every_node_and_confined(mesh):
 @pytest.mark.own
 def test_the_process_has_no_right_at_all(mesh):
     """By the kernel's word, not the manifest's."""
-    pids = nodes.processes(1, "posthouse")
-    assert pids
-    for pid in pids:
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-        assert set(status["Uid"].split()) == {"41404"}, status["Uid"]
-        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}, status
-        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), status
+    found = set()
+    for number in (1, 2, 3):
+        for pid in nodes.processes(number, "posthouse"):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+            # Two numbers: who has the proxies' may share their ports.
+            part, uid = ("controller", "41405") if b"controller" in words else ("proxy", "41404")
+            found.add((part, number if part == "proxy" else 0))
+            assert set(status["Uid"].split()) == {uid}, (words, status["Uid"])
+            assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}, status
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), status
+    assert found == {("proxy", 1), ("proxy", 2), ("proxy", 3), ("controller", 0)}, found
 
 
-@pytest.mark.own
-def test_the_role_has_every_verb_that_is_used_and_no_other(mesh, report):
-    """The API server's audit log against the ClusterRole."""
-    granted = {
-        (group, resource, verb)
-        for rule in kube.get("clusterrole", "posthouse")["rules"]
-        for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
-    }
-    used = set()
+def granted(account, namespace):
+    """(group, resource, verb) of every role that a service account of ours is bound to."""
+    bindings = kube.get("clusterrolebindings,rolebindings", "-A")["items"]
+    rights = set()
+    for binding in bindings:
+        subjects = [(each.get("namespace"), each["name"]) for each in binding.get("subjects", []) if each["kind"] == "ServiceAccount"]
+        if (namespace, account) not in subjects:
+            continue
+        of, name = binding["roleRef"]["kind"].lower(), binding["roleRef"]["name"]
+        home = ["-n", binding["metadata"]["namespace"]] if of == "role" else []
+        rights |= {
+            (group, resource, verb)
+            for rule in kube.get(of, name, *home)["rules"]
+            for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
+        }
+    return rights
+
+
+def used(account, namespace):
+    """The same of what an account has asked for, by the API server's audit log."""
+    asked = set()
     for line in (Path(nodes.sh("echo $LOG").strip()) / "audit.log").read_text().splitlines():
         event = json.loads(line)
         what = event.get("objectRef")
-        if what is None or event["user"]["username"] != f"system:serviceaccount:{mesh.NAMESPACE}:posthouse":
+        if what is None or event["user"]["username"] != f"system:serviceaccount:{namespace}:{account}":
             continue
-        used.add((what.get("apiGroup", ""), what["resource"], event["verb"]))
-    assert used == granted, (used, granted)
-    report(f"{len(used)} permissions granted, each of them used, none else asked for")
+        resource = what["resource"] + (f"/{what['subresource']}" if "subresource" in what else "")
+        asked.add((what.get("apiGroup", ""), resource, event["verb"]))
+    return asked
+
+
+@pytest.mark.own
+def test_the_roles_have_every_verb_that_is_used_and_no_other(mesh, report):
+    """The API server's audit log against the roles. What the controller needs only when an authority is replaced or adopted cannot
+    have been used yet (a test of its crate uses all of it); of the proxies' rights each is."""
+    rights, asked = granted("posthouse", mesh.NAMESPACE), used("posthouse", mesh.NAMESPACE)
+    assert asked == rights, f"used, not granted: {asked - rights}; granted, not used: {rights - asked}"
+    report(f"{len(asked)} permissions granted to the proxies, each of them used, none else asked for")
+    # `signers` are no requests: the API server looks at that right when a request is approved or signed.
+    rights = {right for right in granted("posthouse-controller", mesh.NAMESPACE) if right[1] != "signers"}
+    asked = used("posthouse-controller", mesh.NAMESPACE)
+    assert asked <= rights, f"used, not granted: {asked - rights}"
+    # What it does all the time; without this an empty log would be content, too.
+    assert {
+        ("certificates.k8s.io", "certificatesigningrequests", "watch"),
+        ("certificates.k8s.io", "certificatesigningrequests/approval", "update"),
+        ("certificates.k8s.io", "certificatesigningrequests/status", "update"),
+        ("coordination.k8s.io", "leases", "update"), ("", "secrets", "get"), ("", "configmaps", "get"),
+    } <= asked, asked
+    report(f"{len(asked)} of the controller's {len(rights)} permissions used until now; the rest: {sorted(rights - asked)}")
 
 
 def test_check_says_that_all_is_in_order(mesh, report):
@@ -85,23 +126,30 @@ def test_check_finds_what_is_wrong(mesh):
 
 
 def test_an_uninstall_leaves_nothing_and_a_check_before_the_next_install_is_content(mesh, report):
+    """But for the definition of policies: with it every policy would go. What the controller has made (authority, trust bundle, lease)
+    goes with its Deployment."""
     kinds = kube.kubectl("api-resources", "--verbs=list", "-o", "name").split()
     kube.helm("uninstall", "posthouse", "-n", mesh.NAMESPACE, "--wait", "--timeout=90s")
     try:
         label = "app.kubernetes.io/instance=posthouse"
-        # What is on its way out (pods with their grace period) may take that long.
-        left = kube.until(
-            "nothing of the release is left",
-            lambda: kube.kubectl("get", ",".join(kinds), "-A", "-l", label, "-o", "name", "--ignore-not-found").strip() == "",
-            seconds=90, every=1,
-        )
-        assert left
-        assert kube.kubectl("get", "all,sa,secrets,cm", "-n", mesh.NAMESPACE, "-o", "name").split() in (
-            ["serviceaccount/default", "configmap/kube-root-ca.crt"], ["configmap/kube-root-ca.crt", "serviceaccount/default"],
-        )
+        definition = "customresourcedefinition.apiextensions.k8s.io/authorizationpolicies.posthouse.io"
+
+        # What is on its way out (pods with their grace period, what the garbage collector removes) may take that long.
+        def left():
+            of_the_release = kube.kubectl("get", ",".join(kinds), "-A", "-l", label, "-o", "name", "--ignore-not-found").split()
+            in_its_namespace = kube.kubectl(
+                "get", "all,sa,secrets,cm,leases,roles,rolebindings,pdb", "-n", mesh.NAMESPACE, "-o", "name"
+            ).split()
+            return set(of_the_release) - {definition}, set(in_its_namespace) - {"serviceaccount/default", "configmap/kube-root-ca.crt"}
+
+        deadline = time.monotonic() + 90
+        while any(found := left()):
+            assert time.monotonic() < deadline, f"left behind: {found}"
+            time.sleep(1)
+        assert kube.kubectl("get", definition, "-o", "name").strip() == definition
         done = mesh.posthouse("check", "--pre")
         assert "in order" in done.stdout.splitlines()[-1], done.stdout
     finally:
         mesh.install()
-        kube.rolled_out("ds/posthouse", mesh.NAMESPACE)
-    report(f"no object of {len(kinds)} kinds is left; installed again")
+        mesh.rolled_out()
+    report(f"no object of {len(kinds)} kinds is left but the definition of policies; installed again")

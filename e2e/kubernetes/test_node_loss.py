@@ -23,7 +23,7 @@ def whole_again(mesh, load):
         nodes.ready(number)
     for workload in ("ds/client", "ds/loss"):
         kube.rolled_out(workload, "shop")
-    kube.rolled_out("ds/posthouse", mesh.NAMESPACE)
+    mesh.rolled_out()
     kube.until("three proxies", lambda: len(mesh.proxies()) == 3)
     for name in ("abrupt", "echo", "greeter"):
         kube.rolled_out(f"deploy/{name}", "shop")
