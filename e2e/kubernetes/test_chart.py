@@ -35,9 +35,23 @@ def render(*args, chart=CHART, release="relay"):
     """The objects of a release in the namespace mesh, as kind -> object."""
     text = helm("template", release, chart, "--namespace", "mesh", *args).stdout
     objects = [document for document in yaml.safe_load_all(text) if document]
-    by_kind = {each["kind"]: each for each in objects}
+    by_kind = {key(each): each for each in objects}
     assert len(by_kind) == len(objects), "one object a kind"
     return by_kind
+
+
+# What is there for certificates.
+CONTROLLER = {
+    f"{kind}/posthouse-controller"
+    for kind in ("ClusterRole", "ClusterRoleBinding", "Deployment", "PodDisruptionBudget", "Role", "RoleBinding", "ServiceAccount")
+}
+IDENTITY = {f"{kind}/posthouse-identity" for kind in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")}
+
+
+def key(each):
+    """The kind, and for what is there for certificates the name behind it."""
+    name = each["metadata"]["name"]
+    return f"{each['kind']}/{name}" if name in ("posthouse-controller", "posthouse-identity") else each["kind"]
 
 
 def pod(*args):
@@ -69,8 +83,11 @@ def test_lint_finds_nothing(values):
 
 def test_by_default_these_objects_are_made():
     objects = render()
-    assert set(objects) == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "DaemonSet"}
-    assert set(render("--values", MINIMAL)) == {"Service", "DaemonSet"}
+    clear = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "DaemonSet"}
+    assert set(objects) == clear | CONTROLLER | IDENTITY
+    assert set(render("--set", "tls=off")) == clear, "in the clear there is nothing to sign"
+    minimal = {"Service", "DaemonSet"} | {of for of in CONTROLLER if "Role" not in of}
+    assert set(render("--values", MINIMAL)) == minimal
     everything = render("--values", EVERYTHING)
     assert set(everything) == set(objects) | {"ResourceQuota", "PodMonitor", "ServiceMonitor", "Role", "RoleBinding"}
 
@@ -86,11 +103,14 @@ def test_every_object_has_its_name_namespace_and_labels(values):
             "Role": {"posthouse-tls"},
             "RoleBinding": {"posthouse-tls"},
         }
-        assert meta["name"] in wanted.get(kind, {"posthouse"}), kind
-        namespace = "shop" if kind.startswith("Role") else None if kind.startswith("Cluster") else "mesh"
+        if kind not in CONTROLLER | IDENTITY:
+            assert meta["name"] in wanted.get(kind, {"posthouse"}), kind
+        namespace = "shop" if kind in ("Role", "RoleBinding") else None if kind.startswith("Cluster") else "mesh"
         assert meta.get("namespace") == namespace, kind
+        component = "controller" if kind in CONTROLLER else "proxy"
         labels = {
             **SELECTOR,
+            "app.kubernetes.io/component": component,
             "app.kubernetes.io/version": chart["appVersion"],
             "app.kubernetes.io/managed-by": "Helm",
             "helm.sh/chart": f"posthouse-{chart['version']}",
@@ -152,6 +172,43 @@ def test_no_port_is_declared(values):
     assert "ports" not in container("--values", values)
 
 
+def controller(*args):
+    """The controller's pod and its container."""
+    spec = render(*args)["Deployment/posthouse-controller"]["spec"]["template"]["spec"]
+    (only,) = spec["containers"]
+    return spec, only
+
+
+@pytest.mark.parametrize("values", [case for case in CASES if name(case) != "clear"], ids=name)
+def test_the_controller_is_a_pod_like_any_other(values):
+    spec, only = controller("--values", values)
+    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"} & spec.keys()
+    assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] not in (0, 41404)
+    assert only["securityContext"] == container("--values", values)["securityContext"]
+    assert spec["serviceAccountName"] == "posthouse-controller"
+    assert only["image"] == container("--values", values)["image"]
+
+
+def test_the_controller_signs_for_the_proxies_account_and_is_not_taken_for_a_proxy():
+    objects = render("--values", EVERYTHING)
+    variables = {v["name"]: v.get("value") for v in controller("--values", EVERYTHING)[1]["env"]}
+    assert variables["POSTHOUSE_PROXY_ACCOUNT"] == objects["DaemonSet"]["spec"]["template"]["spec"]["serviceAccountName"]
+    assert variables["POSTHOUSE_TRUST_DOMAIN"] == env("--values", EVERYTHING)["POSTHOUSE_TRUST_DOMAIN"] == "mesh.example"
+    for binding in ("RoleBinding/posthouse-identity", "ClusterRoleBinding/posthouse-identity"):
+        assert objects[binding]["subjects"] == [{"kind": "ServiceAccount", "name": "mesh", "namespace": "mesh"}]
+    deployment = objects["Deployment/posthouse-controller"]["spec"]
+    assert deployment["selector"]["matchLabels"] == {**SELECTOR, "app.kubernetes.io/component": "controller"}
+    budget = objects["PodDisruptionBudget/posthouse-controller"]["spec"]
+    assert budget["selector"] == deployment["selector"] and budget["maxUnavailable"] == 1
+    assert "PodDisruptionBudget/posthouse-controller" not in render("--set", "controller.replicas=1")
+
+
+def test_an_old_cluster_is_refused_only_with_tls():
+    done = helm("template", "relay", CHART, "--kube-version", "1.29.9", check=False)
+    assert done.returncode != 0 and "need Kubernetes 1.30" in done.stderr
+    render("--kube-version", "1.29.9", "--set", "tls=off")
+
+
 def test_probes_ask_the_right_process_and_have_patience():
     only = container()
     start, ready, live = only["startupProbe"], only["readinessProbe"], only["livenessProbe"]
@@ -190,7 +247,7 @@ def test_every_node_gets_one_before_other_pods():
     assert "limits" in container()["resources"] and "cpu" not in container()["resources"]["limits"]
     quota = render("--set", "criticalPodsQuota.enabled=true")["ResourceQuota"]["spec"]
     (scope,) = quota["scopeSelector"]["matchExpressions"]
-    assert scope == {"scopeName": "PriorityClass", "operator": "In", "values": ["system-node-critical"]}
+    assert scope == {"scopeName": "PriorityClass", "operator": "In", "values": ["system-node-critical", "system-cluster-critical"]}
 
 
 def test_the_service_finds_ready_pods_by_number():
@@ -221,12 +278,16 @@ def test_values_reach_the_program():
         "POSTHOUSE_DRAIN": "120s",
         "POSTHOUSE_LOG": "info,posthouse_proxy=debug",
         "POSTHOUSE_LOG_FORMAT": "json",
-        "POSTHOUSE_TLS": "off",
+        "POSTHOUSE_TLS": "service",
+        "POSTHOUSE_TLS_PERMISSIVE": "true",
+        "POSTHOUSE_TRUST_DOMAIN": "mesh.example",
         "RUST_BACKTRACE": "1",
         "KUBERNETES_SERVICE_HOST": "10.0.0.1",
         "KUBERNETES_SERVICE_PORT": "443",
     }
     assert wanted.items() <= variables.items()
+    assert env()["POSTHOUSE_TLS"] == "node" and "POSTHOUSE_TLS_PERMISSIVE" not in env()
+    assert "POSTHOUSE_MISSING_PEER" not in env(), "by default it goes by tls"
     assert "POSTHOUSE_WORKERS" not in env(), "by default the program counts the cores itself"
     assert "POSTHOUSE_SNAPSHOT" in env() and "POSTHOUSE_SNAPSHOT" not in env("--set", "snapshot.enabled=false")
 
@@ -304,9 +365,16 @@ def test_scrape_annotations_stand_beside_those_of_the_values():
         ('podAnnotations={"a":1}', ["/podAnnotations/a", "string"]),
         ('extraEnv=[{"name":"A","value":7}]', ["/extraEnv/0/value", "string"]),
         # A value that makes no sense.
-        ("tls=node", ["/tls", "'off'"]),
+        ("tls=strict", ["/tls", "'off', 'node', 'service'"]),
         ("tls=true", ["/tls", "'off'"]),
         ("missingPeer=maybe", ["/missingPeer", "'direct', 'fail'"]),
+        ("trustDomain=Cluster.Local", ["/trustDomain", "Cluster.Local"]),
+        ("controller.replicas=0", ["/controller/replicas", "minimum"]),
+        ("controller.ca=steal", ["/controller/ca", "'create', 'adopt'"]),
+        ("controller.caLifetime=1y", ["/controller/caLifetime", "1y"]),
+        ("controller.replica=1", ["/controller", "replica"]),
+        ('tlsSecretNamespaces=["shop","default"]', ["tlsSecretNamespaces", "posthouse-ca"]),
+        ("tls=off,tlsPermissive=true", ["tlsPermissive", "tls node or service"]),
         ("drainSeconds=30s", ["/drainSeconds", "integer"]),
         ("drainSeconds=-1", ["/drainSeconds", "minimum"]),
         ("drainSeconds=86400", ["/drainSeconds", "maximum"]),
@@ -380,13 +448,15 @@ def test_the_notes_warn_of_an_image_that_no_registry_has():
 
 
 def test_the_notes_show_how_to_go_on():
+    assert "WARNING: tls is off" in notes("--set", "tls=off")
+    assert "WARNING: tlsPermissive is on" in notes("--set", "tlsPermissive=true")
     text = notes("--set", "clusterDomain=k8s.example")
     for words in (
         "kubectl -n mesh rollout status ds/posthouse",
         "posthouse check",
         "posthouse env",
         "port-forward ds/posthouse 9990",
-        "WARNING: tls is off",
+        "kubectl -n mesh rollout status deploy/posthouse-controller",
         "kubectl label namespace mesh pod-security.kubernetes.io/enforce=privileged",
         "criticalPodsQuota.enabled=true",
     ):

@@ -71,6 +71,12 @@ app.kubernetes.io/component: {{ .component }}
     {{- end }}
   {{- end }}
 {{- end }}
+{{- if and (has .Release.Namespace .Values.tlsSecretNamespaces) (ne (include "posthouse.tls" .) "off") }}
+  {{- fail (printf "tlsSecretNamespaces: in %s, the release's own namespace, every proxy could read the Secret posthouse-ca and be any node" .Release.Namespace) }}
+{{- end }}
+{{- if and .Values.tlsPermissive (eq (include "posthouse.tls" .) "off") }}
+  {{- fail "tlsPermissive: it goes with tls node or service" }}
+{{- end }}
 {{- if and .Values.criticalPodsQuota.enabled (not .Values.priorityClassName) }}
   {{- fail "criticalPodsQuota.enabled: a quota for a priority class needs priorityClassName" }}
 {{- end }}
