@@ -1,6 +1,6 @@
 //! The controller: keeps the certificate authority, publishes the trust bundle and signs nodes' certificate requests. The
 //! door is [`run`]. Several replicas run, one of them leads (`leader.rs`) and does everything: `keeper.rs` the authority,
-//! `signer.rs` the requests. What is decided is in pure functions: `review.rs` (is this request signed), `rotation.rs` (is
+//! `signer.rs` the requests, `policies.rs` the status of AuthorizationPolicies. What is decided is in pure functions: `review.rs` (is this request signed), `rotation.rs` (is
 //! the authority replaced), `bundle.rs` (which roots are trusted). All state is in the API, so that a leader may die at any time.
 
 mod authority;
@@ -9,6 +9,7 @@ mod keeper;
 mod leader;
 mod metrics;
 mod permissions;
+mod policies;
 mod reports;
 mod review;
 mod rotation;
@@ -148,5 +149,9 @@ pub async fn run(client: Client, settings: Settings, health: Health, stop: watch
 async fn lead(client: &Client, settings: &Arc<Settings>) {
     let signing = Arc::new(signer::Signing::default());
     let keeper = keeper::Keeper::new(client, Arc::clone(settings), Arc::clone(&signing));
-    tokio::join!(keeper.run(), signer::run(client, Arc::clone(settings), signing));
+    tokio::join!(
+        keeper.run(),
+        signer::run(client, Arc::clone(settings), signing),
+        policies::run(client, Arc::clone(settings))
+    );
 }

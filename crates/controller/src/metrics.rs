@@ -23,7 +23,7 @@ pub const METRICS: &[MetricDoc] = &[
         name: FAILURES,
         kind: "counter",
         labels: &["task"],
-        help: "What the leader could not do and tries again: authority (its Secret, the trust bundle), request (a certificate request).",
+        help: "What the leader could not do and tries again: authority (its Secret, the trust bundle), request (a certificate request), policy (the status of an AuthorizationPolicy).",
     },
     MetricDoc {
         name: LEADER,

@@ -42,6 +42,22 @@ pub const PERMISSIONS: &[Grant] = &[
         why: "only for this signer do the two above count",
     },
     Grant {
+        scope: Scope::Cluster,
+        group: "posthouse.io",
+        resource: "authorizationpolicies",
+        names: &[],
+        verbs: &["list", "watch"],
+        why: "whether each can be used",
+    },
+    Grant {
+        scope: Scope::Cluster,
+        group: "posthouse.io",
+        resource: "authorizationpolicies/status",
+        names: &[],
+        verbs: &["update"],
+        why: "to write that into it",
+    },
+    Grant {
         scope: Scope::Namespace,
         group: "",
         resource: "secrets",

@@ -333,11 +333,8 @@ fn values_have_the_defaults_and_choices_of_their_flags() {
         let row = rows.iter().find(|row| row.name == value).unwrap_or_else(|| panic!("no value {value}"));
         (flag, row)
     };
-    for (flag, value) in [
-        ("--cluster-domain", "clusterDomain"),
-        ("--log", "log.level"),
-        ("--log-format", "log.format"),
-    ] {
+    for (flag, value) in [("--cluster-domain", "clusterDomain"), ("--log", "log.level"), ("--log-format", "log.format")]
+    {
         let (flag, row) = named(flag, value);
         assert_eq!(row.default.as_ref().and_then(Json::as_str), Some(flag.default.as_str()), "{value}");
         if !row.choices.is_empty() {

@@ -74,7 +74,11 @@ impl Place {
             }
             _ => (false, rest),
         };
-        let collection = format!("/{}", parts[..=at].join("/"));
+        // One collection, whichever way it is asked for.
+        let collection = match parts[at] {
+            "authorizationpolicies" => "/apis/posthouse.io/v1alpha1/authorizationpolicies".to_owned(),
+            _ => format!("/{}", parts[..=at].join("/")),
+        };
         let get = |index: usize| parts.get(index).map(|part| (*part).to_owned());
         Self {
             group,
@@ -265,7 +269,11 @@ impl State {
             let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             all.into_iter().filter(|c| c["type"] == "Approved" || c["type"] == "Denied").collect()
         };
-        if let Some(subresource) = &place.subresource {
+        if place.resource != "certificatesigningrequests" && place.subresource.is_some() {
+            let mut kept = known;
+            kept["status"] = object["status"].clone();
+            object = kept;
+        } else if let Some(subresource) = &place.subresource {
             let verb = if subresource == "approval" { "approve" } else { "sign" };
             let signer = known["spec"]["signerName"].as_str().unwrap();
             let grants = user.grants.iter();

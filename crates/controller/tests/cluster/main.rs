@@ -494,6 +494,32 @@ async fn what_a_former_installation_left_is_taken_over() {
 }
 
 #[tokio::test]
+async fn a_policy_is_told_whether_it_can_be_used() {
+    let cluster = Cluster::new();
+    let path = "/apis/posthouse.io/v1alpha1/authorizationpolicies";
+    let policy = |name: &str, action: &str| {
+        json!({
+            "apiVersion": "posthouse.io/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": name, "namespace": NAMESPACE, "generation": 1}, "spec": {"action": action},
+        })
+    };
+    cluster.api.put(path, policy("good", "Allow"));
+    cluster.api.put(path, policy("bad", "Permit"));
+    let controller = cluster.controller("one");
+    for (name, status, reason) in [("good", "True", "Accepted"), ("bad", "False", "Unreadable")] {
+        let condition = until("a status", || {
+            let condition = cluster.api.get(&format!("{path}/{name}"))?["status"]["conditions"][0].clone();
+            condition.is_object().then_some(condition)
+        })
+        .await;
+        assert_eq!((&condition["type"], &condition["status"]), (&json!("Accepted"), &json!(status)), "{condition}");
+        assert_eq!((&condition["reason"], &condition["observedGeneration"]), (&json!(reason), &json!(1)));
+    }
+    controller.stop().await;
+    cluster.nobody_asked_for_more_than_is_allowed();
+}
+
+#[tokio::test]
 async fn an_uninstall_leaves_nothing_that_is_made_in_its_last_moment() {
     let cluster = Cluster::new();
     let controller = cluster.controller("one");
