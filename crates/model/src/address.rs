@@ -3,7 +3,7 @@
 //! service, another node's kubelet. [`check`] is asked when an endpoint enters the directory and again at each dial.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::directory::Directory;
 
@@ -29,6 +29,8 @@ pub enum Refusal {
     Node,
     /// A port of ours or of the kubelet on a node's address.
     NodePort,
+    /// An address of the cluster's own (a Service's, a pod's, a pod range's) where one outside is wanted.
+    Cluster,
 }
 
 impl fmt::Display for Refusal {
@@ -43,6 +45,7 @@ impl fmt::Display for Refusal {
             Self::Reserved => "a reserved address",
             Self::Node => "a node's own address",
             Self::NodePort => "a port of the node's own services",
+            Self::Cluster => "an address of the cluster's own",
         })
     }
 }
@@ -90,9 +93,27 @@ pub fn check(ip: IpAddr, port: u16, host_network: bool, directory: &Directory) -
     }
 }
 
+/// The Service through which pods reach the API server; only the server itself writes its endpoints.
+const API_SERVER: &str = "default/kubernetes";
+
+/// Says whether an address may be dialled as one outside of the cluster: what [`check`] refuses and what is the cluster's own may
+/// not. Endpoints alone make no address the cluster's: anyone may write a slice, and could close others' way out by it.
+///
+/// # Errors
+/// The reason for the refusal.
+pub fn check_outside(address: SocketAddr, directory: &Directory) -> Result<(), Refusal> {
+    let ip = address.ip();
+    check(ip, address.port(), false, directory)?;
+    let of_cluster = directory.service_by_cluster_ip(ip).is_some()
+        || directory.pod_by_ip(ip).is_some()
+        || directory.endpoints_at(address).iter().any(|(key, _)| **key == *API_SERVER)
+        || in_pod_cidr(ip, directory);
+    if of_cluster { Err(Refusal::Cluster) } else { Ok(()) }
+}
+
 /// Whether `ip` lies in some node's podCIDR.
 fn in_pod_cidr(ip: IpAddr, directory: &Directory) -> bool {
-    // Only asked for loopback addresses, so the walk over all nodes is for demos and tests only.
+    // Only asked for loopback addresses (demos and tests) and once for each address outside, so a walk over all nodes will do.
     directory.nodes().any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
 }
 

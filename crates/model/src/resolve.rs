@@ -34,7 +34,7 @@ impl Destination {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
     /// Names no Service of the cluster.
-    #[error("no Service '{name}' is known{}; names outside the cluster are not served: list them in the application's NO_PROXY", .namespace.as_ref().map(|ns| format!(" from namespace '{ns}'")).unwrap_or_default())]
+    #[error("no Service '{name}' is known{}; names outside the cluster are served only where --egress-allow has them, else list them in the application's NO_PROXY", .namespace.as_ref().map(|ns| format!(" from namespace '{ns}'")).unwrap_or_default())]
     UnknownName {
         /// As the client wrote it.
         name: String,
@@ -69,7 +69,7 @@ pub enum Unresolved {
     },
     /// A Service of type ExternalName.
     #[error(
-        "Service {service} is an ExternalName for '{target}', which is outside the cluster and not served: list it in the application's NO_PROXY"
+        "Service {service} is an ExternalName for '{target}', which is outside the cluster and not in --egress-allow: list it there or in the application's NO_PROXY"
     )]
     ExternalName {
         /// namespace/name.
@@ -79,7 +79,7 @@ pub enum Unresolved {
     },
     /// An IP literal that is no Service and no endpoint.
     #[error(
-        "{ip}:{port} is neither a Service's cluster address nor a known endpoint; other addresses are not served: list them in the application's NO_PROXY"
+        "{ip}:{port} is neither a Service's cluster address nor a known endpoint; other addresses are served only where --egress-allow has them, else list them in the application's NO_PROXY"
     )]
     UnknownAddress {
         /// The address.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use posthouse_discovery::Source;
 use posthouse_identity::{Files, SpiffeId, TrustDomain};
-use posthouse_proxy::MissingPeer;
+use posthouse_proxy::{Allow, MissingPeer};
 
 pub(crate) use check::{CheckArgs, OutputFormat};
 pub(crate) use controller::{ControllerArgs, ControllerConfig};
@@ -190,6 +190,18 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "POSTHOUSE_MISSING_PEER", value_name = "MODE", help_heading = "Requests")]
     missing_peer: Option<MissingPeerMode>,
 
+    /// Hosts outside of the cluster that pods may reach through the proxy; repeat or separate by commas
+    ///
+    /// NAME, *.NAME (every name below NAME, at any depth, not NAME itself), an IPv4 address or network, an IPv6 address or
+    /// network in brackets ([2001:db8::/32]), each with :PORT or :FIRST-LAST behind it; without, the ports are 80 and 443. What
+    /// is not listed is refused. Loopback, link-local and metadata addresses, nodes, pods and Services are never reached this
+    /// way, also when a listed name resolves to one or a listed network covers it.
+    ///
+    /// [default: none, nothing outside is served]
+    #[arg(long, env = "POSTHOUSE_EGRESS_ALLOW", value_name = "HOST", value_delimiter = ',')]
+    #[arg(help_heading = "Requests")]
+    egress_allow: Vec<Allow>,
+
     /// How long requests in flight may go on after SIGTERM, as in 500ms, 30s, 2m
     #[arg(long, env = "POSTHOUSE_DRAIN", value_name = "DURATION", default_value = "30s")]
     #[arg(value_parser = values::duration, help_heading = "Requests")]
@@ -295,6 +307,8 @@ pub(crate) struct Config {
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) workers: usize,
     pub(crate) missing_peer: MissingPeer,
+    /// Empty: nothing outside of the cluster.
+    pub(crate) egress_allow: Vec<Allow>,
     pub(crate) drain: Duration,
     /// None: in the clear.
     pub(crate) tls: Option<TlsConfig>,
@@ -383,6 +397,7 @@ impl RunArgs {
             metrics_listen,
             workers,
             missing_peer,
+            egress_allow,
             drain,
             tls,
             tls_cert,
@@ -439,6 +454,11 @@ impl RunArgs {
                 files,
             }),
         };
+        if let Some(entry) = egress_allow.iter().find(|entry| entry.is_of_cluster(&cluster_domain)) {
+            return Err(format!(
+                "--egress-allow {entry}: the cluster's own names never go out, and its Services need not be listed"
+            ));
+        }
         let config = Config {
             outbound_listen: if outbound_listen.is_empty() { default_outbound(&node_ips) } else { outbound_listen },
             link_listen: link_listen.unwrap_or(SocketAddr::new(first_ip, 4141)),
@@ -452,6 +472,7 @@ impl RunArgs {
                 None if tls.is_none() => MissingPeer::Direct,
                 None => MissingPeer::Fail,
             },
+            egress_allow,
             node_name,
             node_ips,
             source,

@@ -16,7 +16,8 @@ use posthouse_identity::{Backends, Certificates};
 use posthouse_model::DirectoryHandle;
 use posthouse_model::transport::LinkTransport;
 use posthouse_model::workload::Workloads;
-use posthouse_proxy::{Proxy, Timeouts, Workers};
+use posthouse_proxy::{Proxy, SystemOutside, Timeouts, Workers};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -162,6 +163,11 @@ fn data_plane(
         service_certificates: config.tls.as_ref().is_some_and(|tls| tls.by_service),
         missing_peer: config.missing_peer,
         own_addresses: config.listeners().map(|(_, address)| address).collect(),
+        egress: posthouse_proxy::Egress {
+            allow: config.egress_allow.iter().cloned().collect(),
+            // Here, on the control runtime: a resolver that hangs must not hold a worker.
+            outside: Arc::new(SystemOutside::new(Handle::current())),
+        },
         timeouts: Timeouts::default(),
     };
     let trust = posthouse_proxy::Trust { links: transport, pods: Arc::new(Backends::default()), workloads };

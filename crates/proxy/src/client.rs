@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use http::uri::Authority;
@@ -14,7 +14,7 @@ use posthouse_model::{Destination, Directory, Pod};
 use crate::authorise::Caller;
 use crate::error::Error;
 use crate::metrics::{RetryBudget, ServiceMetrics};
-use crate::outbound;
+use crate::outbound::{self, Identified};
 use crate::worker::Worker;
 
 /// One client connection, or the inside of one tunnel.
@@ -37,13 +37,17 @@ pub(crate) struct Found {
     authority: Authority,
     default_port: u16,
     pub(crate) destination: Destination,
+    /// Whether it is outside of the cluster.
+    pub(crate) outside: bool,
     pub(crate) metrics: Rc<ServiceMetrics>,
     pub(crate) budget: Arc<RetryBudget>,
     since: Instant,
+    /// How long it may be remembered.
+    life: Duration,
 }
 
 /// A remembered destination's counters are looked up anew after this time, so that they stay in use for the exporter.
-const REMEMBER: std::time::Duration = std::time::Duration::from_secs(60);
+pub(crate) const REMEMBER: Duration = Duration::from_secs(60);
 
 impl Client {
     pub(crate) fn new(worker: Rc<Worker>, pod: Option<&Pod>, address: IpAddr) -> Self {
@@ -71,7 +75,7 @@ impl Client {
     }
 
     /// The destination of a request for `authority` (or of the tunnel that it is in).
-    pub(crate) fn find(
+    pub(crate) async fn find(
         &self,
         directory: &Directory,
         authority: &Authority,
@@ -83,20 +87,23 @@ impl Client {
             && last.version == directory.version
             && last.default_port == default_port
             && last.authority.as_str() == authority.as_str()
-            && now.saturating_duration_since(last.since) < REMEMBER
+            && now.saturating_duration_since(last.since) < last.life
         {
             return Ok(Rc::clone(last));
         }
-        let destination = outbound::identify(self, directory, authority, default_port)?;
+        let Identified { destination, outside, life } =
+            outbound::identify(self, directory, authority, default_port).await?;
         let key = destination.service.key();
         let found = Rc::new(Found {
             version: directory.version,
             authority: authority.clone(),
             default_port,
             destination,
+            outside,
             metrics: self.worker.outbound.service(&key, now),
             budget: self.worker.proxy.budget(&key),
             since: now,
+            life,
         });
         *self.last.borrow_mut() = Some(Rc::clone(&found));
         Ok(found)

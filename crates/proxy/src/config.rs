@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::egress::Egress;
+
 /// Settings of the data plane.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -22,6 +24,8 @@ pub struct Config {
     pub missing_peer: MissingPeer,
     /// Our own listening addresses (outbound, link, admin, metrics): a request to one of them is a loop.
     pub own_addresses: Vec<SocketAddr>,
+    /// What is served outside of the cluster.
+    pub egress: Egress,
     /// Time limits.
     pub timeouts: Timeouts,
 }
@@ -56,6 +60,12 @@ pub struct Timeouts {
     /// How long a client whose address is not (yet) known as a pod's is held before it is judged. 3 s: the time from a
     /// pod's first packet to its address in the API, with margin.
     pub unknown_client: Duration,
+    /// Looking up a name outside of the cluster, waiting for a free lookup included. 5 s: the resolver's own first try.
+    pub dns: Duration,
+    /// How long the addresses of a name outside are used. 30 s: CoreDNS' cache in Kubernetes; the resolver tells no TTL.
+    pub egress_life: Duration,
+    /// Connecting to an address outside. 5 s: Envoy's; 1 s would not outlive one lost packet.
+    pub egress_connect: Duration,
 }
 
 impl Default for Timeouts {
@@ -68,6 +78,9 @@ impl Default for Timeouts {
             stream_idle: Duration::from_secs(300),
             pool_idle: Duration::from_secs(4),
             unknown_client: Duration::from_secs(3),
+            dns: Duration::from_secs(5),
+            egress_life: Duration::from_secs(30),
+            egress_connect: Duration::from_secs(5),
         }
     }
 }

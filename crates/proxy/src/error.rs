@@ -13,6 +13,10 @@ pub enum ErrorKind {
     DestinationNotFound,
     /// The Service is known, but no endpoint of it can be used.
     DestinationUnavailable,
+    /// The resolver has no address for a name outside.
+    DnsError,
+    /// The resolver did not answer in time.
+    DnsTimeout,
     /// The address is one that must never be dialled.
     DestinationIpProhibited,
     /// The pod or peer refused the connection.
@@ -47,9 +51,11 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for the reference page and its test.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::DestinationNotFound,
         Self::DestinationUnavailable,
+        Self::DnsError,
+        Self::DnsTimeout,
         Self::DestinationIpProhibited,
         Self::ConnectionRefused,
         Self::ConnectionTerminated,
@@ -73,6 +79,8 @@ impl ErrorKind {
         match self {
             Self::DestinationNotFound => "destination_not_found",
             Self::DestinationUnavailable => "destination_unavailable",
+            Self::DnsError => "dns_error",
+            Self::DnsTimeout => "dns_timeout",
             Self::DestinationIpProhibited => "destination_ip_prohibited",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectionTerminated => "connection_terminated",
@@ -103,7 +111,8 @@ impl ErrorKind {
         match self {
             Self::DestinationNotFound | Self::ProxyInternalError => StatusCode::INTERNAL_SERVER_ERROR,
             Self::DestinationUnavailable | Self::ConnectionLimitReached => StatusCode::SERVICE_UNAVAILABLE,
-            Self::DestinationIpProhibited
+            Self::DnsError
+            | Self::DestinationIpProhibited
             | Self::ConnectionRefused
             | Self::ConnectionTerminated
             | Self::TlsCertificateError
@@ -112,7 +121,7 @@ impl ErrorKind {
             | Self::HttpProtocolError
             | Self::HttpUpgradeFailed
             | Self::ProxyLoopDetected => StatusCode::BAD_GATEWAY,
-            Self::ConnectionTimeout | Self::HttpResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::DnsTimeout | Self::ConnectionTimeout | Self::HttpResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::HttpRequestError => StatusCode::BAD_REQUEST,
             Self::HttpRequestDenied => StatusCode::FORBIDDEN,
         }
@@ -129,6 +138,8 @@ impl ErrorKind {
             Self::HttpResponseTimeout => 4,
             Self::DestinationNotFound
             | Self::DestinationUnavailable
+            | Self::DnsError
+            | Self::DnsTimeout
             | Self::ConnectionRefused
             | Self::ConnectionTerminated
             | Self::ConnectionTimeout

@@ -140,7 +140,7 @@ pub(crate) async fn deliver(
 /// Opens a plain connection to a pod for a tunnel.
 pub(crate) async fn dial_tunnel(pods: &Rc<Pods>, target: SocketAddr) -> Result<(SharedIo, OpenGauge), Error> {
     let stream = pods.dial(target).await?;
-    Ok((BufferedIo::shared(Stream::Tcp(stream), bytes::BytesMut::new()), OpenGauge::connection("pod")))
+    Ok((BufferedIo::shared(Stream::Tcp(stream), bytes::BytesMut::new()), pods.opened()))
 }
 
 fn h2_message(request: &Request, backend: &Backend) -> Result<http::Request<()>, Error> {

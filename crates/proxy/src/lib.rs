@@ -12,6 +12,7 @@ mod coalesce;
 pub mod config;
 mod detect;
 mod downstream;
+pub mod egress;
 pub mod error;
 mod exchange;
 // Public for the fuzz targets only.
@@ -35,6 +36,7 @@ mod worker;
 pub mod workers;
 
 pub use config::{Config, MissingPeer, Timeouts};
+pub use egress::{Allow, AllowList, Egress, Outside, SystemOutside};
 pub use error::ErrorKind;
 pub use metrics::METRICS;
 pub use status::{LinkStatus, Proxy, Trust};

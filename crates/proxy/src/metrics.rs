@@ -25,6 +25,7 @@ pub(crate) const TUNNELS: &str = "posthouse_tunnels_total";
 pub(crate) const CLIENTS_REFUSED: &str = "posthouse_clients_refused_total";
 pub(crate) const POLICY_DECISIONS: &str = "posthouse_policy_decisions_total";
 pub(crate) const TUNNELS_REVOKED: &str = "posthouse_tunnels_revoked_total";
+pub(crate) const EGRESS_REFUSED: &str = "posthouse_egress_refused_total";
 pub(crate) const LIMIT_REACHED: &str = "posthouse_limit_reached_total";
 
 /// Every metric of the data plane.
@@ -33,7 +34,7 @@ pub const METRICS: &[MetricDoc] = &[
         name: REQUESTS,
         kind: "counter",
         labels: &["direction", "namespace", "service", "status_class"],
-        help: "Requests, by destination Service and status class (1xx is 101 only; 'none' when the client left first; a gRPC request that the proxy failed by the HTTP status of its error). outbound: at the sender's node, all of them; inbound: at the receiver's node, those that came over a link. An opaque tunnel counts once. Requests for which no Service port was found are in posthouse_request_failures_total only.",
+        help: "Requests, by destination Service and status class (1xx is 101 only; 'none' when the client left first; a gRPC request that the proxy failed by the HTTP status of its error). outbound: at the sender's node, all of them; inbound: at the receiver's node, those that came over a link. An opaque tunnel counts once. All hosts outside of the cluster are the service 'egress' of no namespace. Requests for which no Service port was found are in posthouse_request_failures_total only.",
     },
     MetricDoc {
         name: FAILURES,
@@ -58,7 +59,7 @@ pub const METRICS: &[MetricDoc] = &[
         name: CONNECTIONS,
         kind: "gauge",
         labels: &["side"],
-        help: "Open connections: 'client' (pods to us), 'pod' (we to pods), 'link_out' (we to peers), 'link_in' (peers to us).",
+        help: "Open connections: 'client' (pods to us), 'pod' (we to pods), 'outside' (we to hosts outside of the cluster), 'link_out' (we to peers), 'link_in' (peers to us).",
     },
     MetricDoc {
         name: LINK_STREAMS,
@@ -97,10 +98,16 @@ pub const METRICS: &[MetricDoc] = &[
         help: "Tunnels and upgraded connections that were ended because a changed AuthorizationPolicy denies them.",
     },
     MetricDoc {
+        name: EGRESS_REFUSED,
+        kind: "counter",
+        labels: &["reason"],
+        help: "Requests for a host outside of the cluster that were refused: 'not_listed' (not in --egress-allow, or no Service of that name), 'port' (listed for other ports), 'address' (it is or resolves to an address that is never dialled), 'https' (not by CONNECT), 'dns_error', 'dns_timeout'.",
+    },
+    MetricDoc {
         name: LIMIT_REACHED,
         kind: "counter",
         labels: &["limit"],
-        help: "Times that a limit was met: 'connections', 'client_connections' (of one address), 'link_connections', 'handshakes' (of TLS at a time), 'handshakes_of_address', 'unknown_clients', 'buffered_bytes' (stalled streams given up), 'h2_streams', 'header_timeout', 'client_idle', 'stream_idle', 'tunnel_idle', 'drain_deadline', 'claim_nodes' (claims of more nodes than are watched), 'claim_waits' (of one node, to be checked).",
+        help: "Times that a limit was met: 'connections', 'client_connections' (of one address), 'link_connections', 'handshakes' (of TLS at a time), 'handshakes_of_address', 'unknown_clients', 'buffered_bytes' (stalled streams given up), 'h2_streams', 'header_timeout', 'client_idle', 'stream_idle', 'tunnel_idle', 'egress_lookups' (one had to wait), 'egress_names' (all forgotten), 'drain_deadline', 'claim_nodes' (claims of more nodes than are watched), 'claim_waits' (of one node, to be checked).",
     },
 ];
 

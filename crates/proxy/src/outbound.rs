@@ -1,6 +1,7 @@
 //! The sender's side: what happens to one request of a pod of this node. Read [`handle`] from top to bottom; each phase
 //! is one function with one failure exit, and metrics and log line are made once, from the outcome.
 
+mod egress;
 mod retry;
 mod way;
 
@@ -16,15 +17,17 @@ use posthouse_model::stats::now_nanos;
 use posthouse_model::{AppProtocol, Authority, Destination, Directory, Endpoint, Host, Unresolved};
 use tracing::info;
 
+use crate::authorise::Caller;
 use crate::balance::{Balancer, LeastRequest};
 use crate::body::ReplayBody;
-use crate::client::{Client, Found};
+use crate::client::{Client, Found, REMEMBER};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::exchange::{Downstream, Request, Response, SharedInterim, answer_error, await_response, forward};
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::metrics::{Direction, OpenGauge, failed_without_service};
 use crate::worker::Worker;
+pub(crate) use egress::Names;
 pub(crate) use retry::InFlight;
 use retry::Retries;
 pub(crate) use way::open_tunnel;
@@ -115,6 +118,17 @@ fn record(
     }
 }
 
+/// Metric and log line of a CONNECT that was refused before there was a tunnel.
+pub(crate) fn connect_refused(worker: &Worker, authority: &UriAuthority, error: &Error) {
+    failed_without_service(Direction::Outbound, error.kind);
+    if let Some(unlogged) = worker.failure_log.due(error.kind, authority.as_str(), Instant::now()) {
+        info!(
+            error = error.kind.token(), details = %error.details, method = "CONNECT", %authority,
+            status = error.status().as_u16(), unlogged, "request failed"
+        );
+    }
+}
+
 enum Served {
     Answered(StatusCode),
     Switched(Box<Response>, InFlight),
@@ -145,11 +159,14 @@ async fn serve<D: Downstream>(
     log: &mut LogFields,
 ) -> Result<Served, Failure> {
     let default_port = if request.https { 443 } else { 80 };
-    let found = client.find(directory, &request.authority, default_port, started)?;
+    let found = client.find(directory, &request.authority, default_port, started).await?;
     *found_out = Some(Rc::clone(&found));
     refuse_loops(client, request)?;
-    let delivery = delivery(request, found.destination.service_port().app_protocol)?;
-    prepare(client, request, delivery);
+    let delivery = match found.outside {
+        true => egress::delivery(client, request)?,
+        false => delivery(request, found.destination.service_port().app_protocol)?,
+    };
+    prepare(client, request, delivery, found.outside);
     let begun = now_nanos();
     found.budget.request(begun);
 
@@ -172,13 +189,22 @@ async fn serve<D: Downstream>(
     })
 }
 
+/// Where a request goes.
+pub(crate) struct Identified {
+    pub(crate) destination: Destination,
+    /// Whether it is outside of the cluster.
+    pub(crate) outside: bool,
+    /// How long it may be remembered.
+    pub(crate) life: Duration,
+}
+
 /// The destination of `authority`, or the reason why there is none.
-pub(crate) fn identify(
+pub(crate) async fn identify(
     client: &Client,
     directory: &Directory,
     authority: &UriAuthority,
     default_port: u16,
-) -> Result<Destination, Error> {
+) -> Result<Identified, Error> {
     let config = &client.worker.proxy.config;
     let parsed = Authority::parse(authority.as_str())
         .map_err(|error| Error::client(ErrorKind::HttpRequestError, format!("'{authority}': {error}")))?;
@@ -191,20 +217,28 @@ pub(crate) fn identify(
             ));
         }
     }
-    directory.resolve(&parsed, default_port, client.namespace.as_deref(), &config.cluster_domain).map_err(
-        |unresolved| {
-            let kind = match unresolved {
-                Unresolved::Refused { .. } => ErrorKind::DestinationIpProhibited,
-                Unresolved::UnknownName { .. }
-                | Unresolved::NeedsNamespace { .. }
-                | Unresolved::UnknownPort { .. }
-                | Unresolved::UnknownHostname { .. }
-                | Unresolved::ExternalName { .. }
-                | Unresolved::UnknownAddress { .. } => ErrorKind::DestinationNotFound,
-            };
-            Error::client(kind, unresolved.to_string())
-        },
-    )
+    match directory.resolve(&parsed, default_port, client.namespace.as_deref(), &config.cluster_domain) {
+        Ok(destination) => Ok(Identified { destination, outside: false, life: REMEMBER }),
+        Err(unresolved) => {
+            let egress::Way { destination, life } =
+                egress::leave(client, directory, &parsed, default_port, unresolved).await?;
+            Ok(Identified { destination, outside: true, life: life.min(REMEMBER) })
+        }
+    }
+}
+
+/// The error for an authority that leads nowhere.
+fn unresolved_error(unresolved: &Unresolved) -> Error {
+    let kind = match unresolved {
+        Unresolved::Refused { .. } => ErrorKind::DestinationIpProhibited,
+        Unresolved::UnknownName { .. }
+        | Unresolved::NeedsNamespace { .. }
+        | Unresolved::UnknownPort { .. }
+        | Unresolved::UnknownHostname { .. }
+        | Unresolved::ExternalName { .. }
+        | Unresolved::UnknownAddress { .. } => ErrorKind::DestinationNotFound,
+    };
+    Error::client(kind, unresolved.to_string())
 }
 
 fn is_same_listener(own: SocketAddr, asked: SocketAddr, node_ips: &[std::net::IpAddr]) -> bool {
@@ -266,7 +300,7 @@ fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Er
 }
 
 /// Changes the request's fields for its way on.
-fn prepare(client: &Client, request: &mut Request, delivery: Delivery) {
+fn prepare(client: &Client, request: &mut Request, delivery: Delivery, outside: bool) {
     if delivery == Delivery::Http1 {
         // `TE: trailers` belongs to one HTTP/1.1 connection; HTTP/2 splits cookies, HTTP/1.1 must not.
         request.headers.remove(http::header::TE);
@@ -274,7 +308,12 @@ fn prepare(client: &Client, request: &mut Request, delivery: Delivery) {
             inbound::join_cookies(&mut request.headers);
         }
     }
-    client.caller.stamp(&mut request.headers);
+    if outside {
+        // Names and addresses of the cluster's pods are nobody's business out there.
+        Caller::unidentified(&client.worker.proxy.config.node_name).stamp(&mut request.headers);
+    } else {
+        client.caller.stamp(&mut request.headers);
+    }
     request.headers.append(http::header::VIA, client.worker.via.clone());
 }
 

@@ -1,4 +1,4 @@
-//! Connections from this proxy to pods, a worker's own: HTTP/1.1 ones that are reused within their idle time, HTTP/2 ones
+//! Connections from this proxy to pods (and, in pools of their own, to hosts outside), a worker's own: HTTP/1.1 ones that are reused within their idle time, HTTP/2 ones
 //! that are shared, and plain ones for tunnels. Nothing here decides whether a pod may be reached; `inbound.rs` has done so.
 
 use std::cell::{Cell, RefCell};
@@ -41,8 +41,27 @@ const MAX_H2_PER_POD: usize = 64;
 /// idle limits of 75 s and more.
 const H2_IDLE: Duration = Duration::from_secs(60);
 
+/// At whose end connections lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Far {
+    Pod,
+    /// A host outside of the cluster that was allowed.
+    Outside,
+}
+
+impl Far {
+    /// Its name in metrics and errors.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Outside => "outside",
+        }
+    }
+}
+
 pub(crate) struct Pods {
     proxy: Arc<Proxy>,
+    far: Far,
     connect_timeout: Duration,
     idle_timeout: Duration,
     idle: RefCell<HashMap<Backend, Vec<Idle>>>,
@@ -100,9 +119,14 @@ struct Failed {
 }
 
 impl Pods {
-    pub(crate) fn new(proxy: Arc<Proxy>) -> Rc<Self> {
+    pub(crate) fn new(proxy: Arc<Proxy>, far: Far) -> Rc<Self> {
+        let timeouts = &proxy.config.timeouts;
         Rc::new(Self {
-            connect_timeout: proxy.config.timeouts.connect,
+            far,
+            connect_timeout: match far {
+                Far::Pod => timeouts.connect,
+                Far::Outside => timeouts.egress_connect,
+            },
             idle_timeout: proxy.config.timeouts.pool_idle,
             proxy,
             idle: RefCell::new(HashMap::new()),
@@ -113,7 +137,7 @@ impl Pods {
 
     /// Opens a connection. The last check against reaching the node itself stands here, where every way to a pod ends.
     pub(crate) async fn dial(&self, address: SocketAddr) -> Result<TcpStream, Error> {
-        if is_own_address(address) && !may_dial_own(address, &self.proxy) {
+        if is_own_address(address) && (self.far == Far::Outside || !may_dial_own(address, &self.proxy)) {
             return Err(Error::upstream(
                 ErrorKind::DestinationIpProhibited,
                 Retry::Safe,
@@ -121,9 +145,19 @@ impl Pods {
             ));
         }
         let failed = |kind, what: &dyn std::fmt::Display| {
-            Error::upstream(kind, Retry::Safe, format!("pod {address} did not take the connection: {what}"))
+            Error::upstream(
+                kind,
+                Retry::Safe,
+                format!("{} {address} did not take the connection: {what}", self.far.as_str()),
+            )
         };
-        match tokio::time::timeout(self.connect_timeout, TcpStream::connect(address)).await {
+        let connecting = async {
+            match self.far {
+                Far::Pod => TcpStream::connect(address).await,
+                Far::Outside => self.proxy.config.egress.outside.connect(address).await,
+            }
+        };
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
             Err(_) => Err(failed(ErrorKind::ConnectionTimeout, &format!("no answer in {:?}", self.connect_timeout))),
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Err(failed(ErrorKind::ConnectionRefused, &"refused; is the process listening on that port?"))
@@ -152,6 +186,11 @@ impl Pods {
                 Error::upstream(kind, Retry::Safe, format!("no TLS to pod {address} as {}: {error}", tls.hostname))
             },
         )
+    }
+
+    /// Counts a connection that was dialled and belongs to a tunnel now.
+    pub(crate) fn opened(&self) -> OpenGauge {
+        OpenGauge::connection(self.far.as_str())
     }
 
     /// A warm connection, if one is there and still open. `must_live`: the request cannot be sent again, so the kernel is asked,
@@ -186,8 +225,7 @@ impl Pods {
             }
         }
         let stream = self.open(backend, b"http/1.1").await?;
-        let connection =
-            PodConnection { io: BufferedIo::shared(stream, BytesMut::new()), open: OpenGauge::connection("pod") };
+        let connection = PodConnection { io: BufferedIo::shared(stream, BytesMut::new()), open: self.opened() };
         self.try_h1(connection, backend, request, body, interim).await.map_err(|failed| failed.error)
     }
 
@@ -248,7 +286,7 @@ impl Pods {
             .get(backend, || async {
                 let address = backend.address;
                 let stream = self.open(backend, b"h2").await?;
-                let open = OpenGauge::connection("pod");
+                let open = self.opened();
                 let handshake = H2Conn::open(stream, POD_WINDOWS, false, None, move || drop(open));
                 tokio::time::timeout(self.connect_timeout, handshake).await.ok().and_then(Result::ok).ok_or_else(|| {
                     Error::upstream(
@@ -386,6 +424,12 @@ fn is_own_address(address: SocketAddr) -> bool {
         // No route, no socket: the dial itself will say so.
         Err(_) => address.ip().is_loopback(),
     }
+}
+
+/// Whether this machine has a route to `address`; nothing is sent.
+pub(crate) fn has_route(address: SocketAddr) -> bool {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
 }
 
 /// An own address may be dialled for a host-network pod of this node, outside the node's own ports, and (demo and tests)

@@ -27,7 +27,8 @@ use crate::link::Links;
 use crate::metrics::{
     CLIENTS_REFUSED, Direction, LINK_STREAMS, MetricsCache, OpenGauge, ServiceMetrics, limit_reached,
 };
-use crate::pods::Pods;
+use crate::outbound::Names;
+use crate::pods::{Far, Pods};
 use crate::serve;
 use crate::status::Proxy;
 use crate::stream::{BufferedIo, Stream, tune};
@@ -49,6 +50,10 @@ const POD_APPEARS: Duration = Duration::from_millis(500);
 pub(crate) struct Worker {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) pods: Rc<Pods>,
+    /// Connections to hosts outside of the cluster, never mixed with those to pods.
+    pub(crate) outside: Rc<Pods>,
+    /// What such hosts' names came to.
+    pub(crate) names: Names,
     pub(crate) links: Links,
     pub(crate) outbound: MetricsCache,
     pub(crate) inbound: MetricsCache,
@@ -142,7 +147,9 @@ impl Worker {
         let via = HeaderValue::try_from(format!("1.1 {}.posthouse", proxy.config.node_name))
             .unwrap_or_else(|_| HeaderValue::from_static("1.1 posthouse"));
         Rc::new(Self {
-            pods: Pods::new(Arc::clone(&proxy)),
+            pods: Pods::new(Arc::clone(&proxy), Far::Pod),
+            outside: Pods::new(Arc::clone(&proxy), Far::Outside),
+            names: Names::default(),
             links: Links::new(),
             outbound: MetricsCache::new(Direction::Outbound),
             inbound: MetricsCache::new(Direction::Inbound),
@@ -194,6 +201,7 @@ impl Worker {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 worker.pods.sweep();
+                worker.outside.sweep();
                 worker.links.sweep(&worker.proxy);
                 turns += 1;
                 if turns.is_multiple_of(60) {

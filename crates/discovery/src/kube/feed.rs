@@ -343,8 +343,8 @@ impl Taker for OfNamespace {
     }
 
     fn crowd(&self) -> usize {
-        // `SHARE` reckons with four watches a node.
-        self.feed.nodes() * (4 + 2 * self.namespaces) / 4
+        // `SHARE` reckons with as many watches a node as there are kinds.
+        self.feed.nodes() * (KINDS + 2 * self.namespaces) / KINDS
     }
 }
 

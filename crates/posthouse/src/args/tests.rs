@@ -50,6 +50,7 @@ fn what_is_not_given_follows_from_the_node() {
     assert_eq!((config.workers, config.missing_peer), (3, MissingPeer::Direct));
     assert_eq!((config.namespace.as_str(), config.cluster_domain.as_str()), ("posthouse", "cluster.local"));
     assert_eq!((config.drain, config.snapshot), (Duration::from_secs(30), None));
+    assert!(config.egress_allow.is_empty(), "nothing outside unless it is listed");
     assert_eq!((config.log.as_str(), config.log_format), ("info", LogFormat::Text));
 }
 
@@ -98,6 +99,8 @@ fn every_value_is_read_as_written() {
         "--cluster-domain=.Cluster.Example.",
         "--missing-peer=fail",
         "--drain=1500ms",
+        "--egress-allow=*.Example.com:443,203.0.113.0/24",
+        "--egress-allow=[2001:db8::/32]:8000-8099",
         "--workers=7",
         "--snapshot=/var/lib/posthouse/view",
         "--tls-secret-namespaces=shop,mesh",
@@ -110,6 +113,8 @@ fn every_value_is_read_as_written() {
     assert_eq!(config.cluster_domain, "cluster.example");
     assert_eq!(config.missing_peer, MissingPeer::Fail);
     assert_eq!((config.drain, config.workers), (Duration::from_millis(1500), 7));
+    let allow: Vec<String> = config.egress_allow.iter().map(ToString::to_string).collect();
+    assert_eq!(allow, ["*.example.com:443", "203.0.113.0/24", "[2001:db8::/32]:8000-8099"]);
     assert_eq!(config.snapshot, Some("/var/lib/posthouse/view".into()));
     assert_eq!(config.tls_secret_namespaces, ["shop", "mesh"]);
     assert_eq!((config.log.as_str(), config.log_format), ("info,posthouse_proxy=debug", LogFormat::Json));
@@ -156,6 +161,18 @@ fn a_wrong_flag_is_named_on_one_line_with_what_would_be_right() {
         (&["--link-listen=4141"], &["--link-listen", "IP:PORT"]),
         (&["--outbound-listen=::1:4140x"], &["--outbound-listen", "[::1]:4140"]),
         (&["--missing-peer=maybe"], &["--missing-peer", "direct", "fail"]),
+        (&["--egress-allow=https://api.example.com"], &["--egress-allow", "without scheme"]),
+        (&["--egress-allow=api.example.com:https"], &["--egress-allow", "1 to 65535"]),
+        (&["--egress-allow=api.example.com,,b.example.com"], &["--egress-allow", "empty entry"]),
+        (&["--egress-allow=*"], &["--egress-allow", "*.example.com"]),
+        (&["--egress-allow=web"], &["--egress-allow", "whole name"]),
+        (&["--egress-allow=2001:db8::1:443"], &["--egress-allow", "in brackets"]),
+        (&["--egress-allow=[2001:db8::]/32:443"], &["--egress-allow", "the length inside"]),
+        (&["--egress-allow=203.0.113.7/24"], &["--egress-allow", "write 203.0.113.0/24"]),
+        (&["--egress-allow=169.254.169.254"], &["--egress-allow", "never dialled"]),
+        (&["--egress-allow=127.0.0.0/8:80"], &["--egress-allow", "a loopback address"]),
+        (&["--egress-allow=web.shop.svc"], &["--egress-allow web.shop.svc", "never go out"]),
+        (&["--egress-allow=*.K8s.example", "--cluster-domain=k8s.example"], &["--egress-allow", "never go out"]),
         (&["--namespace=a.b"], &["--namespace"]),
         (&["--cluster-domain=..."], &["--cluster-domain", "cluster.local"]),
         (&["--log=loud"], &["--log", "error, warn, info, debug or trace"]),

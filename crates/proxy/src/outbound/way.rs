@@ -9,8 +9,8 @@ use std::time::Instant;
 use posthouse_model::stats::now_nanos;
 use posthouse_model::{Directory, Endpoint, Peer, address};
 
-use super::pick;
 use super::retry::{InFlight, Retries};
+use super::{egress, pick};
 use crate::authorise::{self, Held, Protected};
 use crate::backend::Backend;
 use crate::body::ReplayBody;
@@ -30,11 +30,17 @@ enum Way {
     Link(Arc<Peer>),
     /// Without a proxy at its end.
     Direct,
+    /// Out of the cluster.
+    Outside,
 }
 
 /// Decides the way to `endpoint`, or why there is none.
-async fn way(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
+async fn way(client: &Client, directory: &Directory, found: &Found, endpoint: &Endpoint) -> Result<Way, Error> {
     let config = &client.worker.proxy.config;
+    if found.outside {
+        egress::check_again(&client.worker.proxy, directory, endpoint.address)?;
+        return Ok(Way::Outside);
+    }
     if let Some(refusal) = endpoint.refusal {
         return Err(Error::upstream(
             ErrorKind::DestinationIpProhibited,
@@ -104,7 +110,7 @@ pub(super) async fn send_once(
 ) -> Result<Response, Error> {
     let worker = &client.worker;
     let target = endpoint.address;
-    let way = match way(client, directory, endpoint).await? {
+    let way = match way(client, directory, found, endpoint).await? {
         Way::Link(peer) => {
             let stamp = Stamp { target, source: &client.source, delivery };
             let through = Through { peer: &peer, service: &found.destination.service };
@@ -121,6 +127,10 @@ pub(super) async fn send_once(
         Way::Local(admitted) => local(client, &admitted, target, delivery, request, body, interim).await,
         Way::Direct => {
             inbound::deliver(&worker.pods, &Backend::find(target, directory), delivery, request, body, interim).await
+        }
+        Way::Outside => {
+            let backend = Backend { address: target, tls: None };
+            inbound::deliver(&worker.outside, &backend, delivery, request, body, interim).await
         }
         Way::Link(_) => Err(Error::internal(ErrorKind::ProxyInternalError, "no way was left")),
     }
@@ -190,7 +200,7 @@ async fn tunnel_once(
     endpoint: &Arc<Endpoint>,
 ) -> Result<TunnelEnd, Error> {
     let worker = &client.worker;
-    let way = match way(client, directory, endpoint).await? {
+    let way = match way(client, directory, found, endpoint).await? {
         Way::Link(peer) => {
             let stamp = Stamp { target: endpoint.address, source: &client.source, delivery: Delivery::Opaque };
             let through = Through { peer: &peer, service: &found.destination.service };
@@ -211,6 +221,10 @@ async fn tunnel_once(
         Way::Local(admitted) => {
             authorise::tunnel(worker, target, admitted.protected.as_ref(), &client.caller)?;
             Some(authorise::revoked(worker, target, client.caller.clone(), Held::Tunnel, since))
+        }
+        Way::Outside => {
+            let (io, open) = inbound::dial_tunnel(&worker.outside, target).await?;
+            return Ok(TunnelEnd::Io { io, open, revoked: None });
         }
         Way::Direct | Way::Link(_) => None,
     };

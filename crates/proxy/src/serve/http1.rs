@@ -146,17 +146,17 @@ async fn connect(client: Rc<Client>, io: SharedIo, head: RequestHead) {
     let refused = if client.tunnel.is_some() {
         Err(Error::client(ErrorKind::HttpRequestDenied, "a CONNECT inside a tunnel is not served"))
     } else {
-        client.find(&directory, &head.authority, 443, std::time::Instant::now()).and_then(|found| {
-            // After the 200 nobody could be told any more.
-            outbound::check_usable(&found)?;
-            Ok(found)
-        })
+        // After the 200 nobody could be told any more that there is no endpoint.
+        client
+            .find(&directory, &head.authority, 443, std::time::Instant::now())
+            .await
+            .and_then(|found| outbound::check_usable(&found).map(|()| found))
     };
     drop(directory);
     let found = match refused {
         Ok(found) => found,
         Err(error) => {
-            failed_without_service(Direction::Outbound, error.kind);
+            outbound::connect_refused(&client.worker, &head.authority, &error);
             // Bytes that the client sent early are of the tunnel's protocol and must never be read as a request.
             let mut down =
                 H1Downstream::new(Rc::clone(&io), &Method::GET, head.http10, false, Rc::clone(&client.worker.drain));

@@ -210,17 +210,17 @@ async fn connect(client: Rc<Client>, authority: Authority, recv: h2::RecvStream,
     } else if authority.port_u16().is_none() {
         Err(Error::client(ErrorKind::HttpRequestError, "a CONNECT needs a port in its :authority"))
     } else {
-        client.find(&directory, &authority, 443, std::time::Instant::now()).and_then(|found| {
-            // After the 200 nobody could be told any more.
-            outbound::check_usable(&found)?;
-            Ok(found)
-        })
+        // After the 200 nobody could be told any more that there is no endpoint.
+        client
+            .find(&directory, &authority, 443, std::time::Instant::now())
+            .await
+            .and_then(|found| outbound::check_usable(&found).map(|()| found))
     };
     drop(directory);
     let found = match found {
         Ok(found) => found,
         Err(error) => {
-            failed_without_service(Direction::Outbound, error.kind);
+            outbound::connect_refused(&client.worker, &authority, &error);
             return answer_error(&mut down, &error, false, HeaderMap::new(), std::time::Duration::from_secs(10)).await;
         }
     };

@@ -12,6 +12,7 @@ mod connect;
 mod corpus;
 mod drain;
 mod early;
+mod egress;
 mod endpoints;
 mod errors;
 mod forward;

@@ -14,7 +14,7 @@ use posthouse_model::workload::{NoWorkloads, Workloads};
 use posthouse_model::{
     AppProtocol, Directory, DirectoryHandle, EndpointState, EndpointStats, Pod as PodObject, ServiceKind, address,
 };
-use posthouse_proxy::{Config, MissingPeer, Proxy, Timeouts, Workers};
+use posthouse_proxy::{Config, Egress, MissingPeer, Proxy, Timeouts, Workers};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::Pod;
@@ -92,6 +92,7 @@ impl Node {
             service_certificates: false,
             missing_peer: MissingPeer::Fail,
             own_addresses: Vec::new(),
+            egress: Egress::closed(),
             // Generous where it is not the subject: the machine may be busy with other tests.
             timeouts: Timeouts { connect: Duration::from_secs(10), ..Timeouts::default() },
         };
@@ -387,6 +388,7 @@ impl Node {
             service_certificates: false,
             missing_peer: MissingPeer::Fail,
             own_addresses: Vec::new(),
+            egress: Egress::closed(),
             timeouts: Timeouts { connect: Duration::from_secs(10), ..Timeouts::default() },
         };
         let trust = posthouse_proxy::Trust {
