@@ -15,11 +15,22 @@ CHART = ROOT / "charts/posthouse"
 CASES = sorted(CHART.glob("ci/*-values.yaml"))
 EVERYTHING = CHART / "ci/everything-values.yaml"
 MINIMAL = CHART / "ci/minimal-values.yaml"
+# Links in the clear: without the controller and what it needs.
+CLEAR = ("--set", "tls=off")
 SELECTOR = {
     "app.kubernetes.io/name": "posthouse",
     "app.kubernetes.io/instance": "relay",
     "app.kubernetes.io/component": "proxy",
 }
+CONTROLLER = {**SELECTOR, "app.kubernetes.io/component": "controller"}
+PROXIES = {"ServiceAccount/posthouse", "ClusterRole/posthouse", "ClusterRoleBinding/posthouse", "Service/posthouse", "DaemonSet/posthouse"}
+# The right to certificates is apart from the right to read the cluster: without TLS nobody has it.
+IDENTITY = {f"{kind}/posthouse-identity" for kind in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")}
+SIGNING = {
+    f"{kind}/posthouse-controller"
+    for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Deployment", "PodDisruptionBudget")
+}
+CRD = "CustomResourceDefinition/authorizationpolicies.posthouse.io"
 
 
 def helm(*args, check=True):
@@ -32,40 +43,30 @@ def helm(*args, check=True):
 
 
 def render(*args, chart=CHART, release="relay"):
-    """The objects of a release in the namespace mesh, as kind -> object."""
+    """The objects of a release in the namespace mesh, as kind/name -> object; kind/name@namespace for those elsewhere."""
+    def key(each):
+        namespace = each["metadata"].get("namespace", "mesh")
+        return f"{each['kind']}/{each['metadata']['name']}" + (f"@{namespace}" if namespace != "mesh" else "")
+
     text = helm("template", release, chart, "--namespace", "mesh", *args).stdout
     objects = [document for document in yaml.safe_load_all(text) if document]
-    by_kind = {key(each): each for each in objects}
-    assert len(by_kind) == len(objects), "one object a kind"
-    return by_kind
+    by_name = {key(each): each for each in objects}
+    assert len(by_name) == len(objects), "each object once"
+    return by_name
 
 
-# What is there for certificates.
-CONTROLLER = {
-    f"{kind}/posthouse-controller"
-    for kind in ("ClusterRole", "ClusterRoleBinding", "Deployment", "PodDisruptionBudget", "Role", "RoleBinding", "ServiceAccount")
-}
-IDENTITY = {f"{kind}/posthouse-identity" for kind in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")}
+def pod(*args, of="DaemonSet/posthouse"):
+    return render(*args)[of]["spec"]["template"]["spec"]
 
 
-def key(each):
-    """The kind, and for what is there for certificates the name behind it."""
-    name = each["metadata"]["name"]
-    return f"{each['kind']}/{name}" if name in ("posthouse-controller", "posthouse-identity") else each["kind"]
-
-
-def pod(*args):
-    return render(*args)["DaemonSet"]["spec"]["template"]["spec"]
-
-
-def container(*args):
-    (only,) = pod(*args)["containers"]
+def container(*args, of="DaemonSet/posthouse"):
+    (only,) = pod(*args, of=of)["containers"]
     return only
 
 
-def env(*args):
+def env(*args, of="DaemonSet/posthouse"):
     """The container's variables; a reference as its field's path."""
-    variables = container(*args)["env"]
+    variables = container(*args, of=of)["env"]
     by_name = {v["name"]: v.get("value") or v["valueFrom"]["fieldRef"]["fieldPath"] for v in variables}
     assert len(by_name) == len(variables), "each variable once"
     return by_name
@@ -83,55 +84,53 @@ def test_lint_finds_nothing(values):
 
 def test_by_default_these_objects_are_made():
     objects = render()
-    clear = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Service", "DaemonSet"}
-    assert set(objects) == clear | CONTROLLER | IDENTITY
-    assert set(render("--set", "tls=off")) == clear, "in the clear there is nothing to sign"
-    minimal = {"Service", "DaemonSet"} | {of for of in CONTROLLER if "Role" not in of}
-    assert set(render("--values", MINIMAL)) == minimal
-    everything = render("--values", EVERYTHING)
-    assert set(everything) == set(objects) | {"ResourceQuota", "PodMonitor", "ServiceMonitor", "Role", "RoleBinding"}
+    assert set(objects) == PROXIES | IDENTITY | SIGNING | {CRD}
+    assert set(render(*CLEAR)) == PROXIES | {CRD}
+    assert CRD not in render("--set", "crds.install=false")
+    # One replica has nobody to stand in for it, so nothing guards it from an eviction.
+    assert set(objects) - set(render("--set", "controller.replicas=1")) == {"PodDisruptionBudget/posthouse-controller"}
+    assert set(render("--values", MINIMAL)) >= {"Service/posthouse", "DaemonSet/posthouse"}
+    assert not any("Role" in name for name in render("--values", MINIMAL)), "permissions are somebody else's"
+    more = {"ResourceQuota/posthouse-critical-pods", "PodMonitor/posthouse", "ServiceMonitor/posthouse"}
+    assert set(render("--values", EVERYTHING)) >= set(objects) - {"ServiceAccount/posthouse"} | {"ServiceAccount/mesh"} | more
 
 
 @pytest.mark.parametrize("values", CASES, ids=name)
 def test_every_object_has_its_name_namespace_and_labels(values):
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    for kind, each in render("--values", values).items():
+    for name, each in render("--values", values).items():
         meta = each["metadata"]
-        wanted = {
-            "ServiceAccount": {"posthouse", "mesh"},
-            "ResourceQuota": {"posthouse-critical-pods"},
-            "Role": {"posthouse-tls"},
-            "RoleBinding": {"posthouse-tls"},
-        }
-        if kind not in CONTROLLER | IDENTITY:
-            assert meta["name"] in wanted.get(kind, {"posthouse"}), kind
-        namespace = "shop" if kind in ("Role", "RoleBinding") else None if kind.startswith("Cluster") else "mesh"
-        assert meta.get("namespace") == namespace, kind
-        component = "controller" if kind in CONTROLLER else "proxy"
+        if name != CRD:
+            wanted = {"ServiceAccount/mesh", "ServiceAccount/default", "ResourceQuota/posthouse-critical-pods"}
+            assert name in wanted or meta["name"].split("-")[0] == "posthouse", name
+        cluster = each["kind"].startswith("Cluster") or name == CRD
+        # Roles for Services' certificates stand where those are.
+        assert cluster or meta["namespace"] == "mesh" or each["kind"] in ("Role", "RoleBinding"), name
+        assert not cluster or "namespace" not in meta, name
         labels = {
-            **SELECTOR,
-            "app.kubernetes.io/component": component,
+            **(CONTROLLER if meta["labels"]["app.kubernetes.io/component"] == "controller" else SELECTOR),
             "app.kubernetes.io/version": chart["appVersion"],
             "app.kubernetes.io/managed-by": "Helm",
             "helm.sh/chart": f"posthouse-{chart['version']}",
         }
-        assert labels.items() <= meta["labels"].items(), kind
+        assert labels.items() <= meta["labels"].items(), name
 
 
 @pytest.mark.parametrize("values", CASES, ids=name)
-def test_an_uninstall_leaves_nothing(values):
-    """What Helm does not remove: hooks, objects that are to be kept, CRDs, namespaces."""
-    for kind, each in render("--values", values).items():
-        assert not any(key.startswith("helm.sh/") for key in each["metadata"].get("annotations", {})), kind
-        assert kind not in ("Namespace", "CustomResourceDefinition")
-    assert not (CHART / "crds").exists()
+def test_an_uninstall_leaves_nothing_but_the_definition_of_policies(values):
+    """What Helm does not remove: hooks, objects that are to be kept, CRDs, namespaces. With the definition every policy would go."""
+    for name, each in render("--values", values).items():
+        helms = {key: value for key, value in each["metadata"].get("annotations", {}).items() if key.startswith("helm.sh/")}
+        assert helms == ({"helm.sh/resource-policy": "keep"} if name == CRD else {}), name
+        assert each["kind"] != "Namespace" and (each["kind"] != "CustomResourceDefinition" or name == CRD)
+    assert not (CHART / "crds").exists(), "Helm never upgrades what is there"
 
 
 def test_names_are_fixed_whatever_the_release_is_called():
     """The proxies find each other by the Service posthouse. A release may be a number, too."""
     objects = render(release="7")
-    assert objects["Service"]["metadata"]["name"] == objects["DaemonSet"]["metadata"]["name"] == "posthouse"
-    assert objects["DaemonSet"]["metadata"]["labels"]["app.kubernetes.io/instance"] == "7"
+    assert {"Service/posthouse", "DaemonSet/posthouse", "Deployment/posthouse-controller"} <= set(objects)
+    assert objects["DaemonSet/posthouse"]["metadata"]["labels"]["app.kubernetes.io/instance"] == "7"
 
 
 @pytest.mark.parametrize("values", CASES, ids=name)
@@ -153,60 +152,87 @@ def test_nothing_privileged_but_the_host_network(values):
     assert spec["enableServiceLinks"] is False
 
 
-def test_only_the_pod_gets_a_token():
+def test_only_the_pods_get_a_token_and_each_its_own():
     objects = render()
-    assert objects["ServiceAccount"]["automountServiceAccountToken"] is False
-    spec = objects["DaemonSet"]["spec"]["template"]["spec"]
-    assert spec["automountServiceAccountToken"] is True
-    assert spec["serviceAccountName"] == objects["ServiceAccount"]["metadata"]["name"]
+    for account, owner in (("posthouse", "DaemonSet/posthouse"), ("posthouse-controller", "Deployment/posthouse-controller")):
+        assert objects[f"ServiceAccount/{account}"]["automountServiceAccountToken"] is False
+        spec = objects[owner]["spec"]["template"]["spec"]
+        assert spec["automountServiceAccountToken"] is True and spec["serviceAccountName"] == account
     everything = render("--values", EVERYTHING)
-    for kind, role in (("ClusterRoleBinding", "posthouse"), ("RoleBinding", "posthouse-tls")):
-        assert everything[kind]["subjects"] == [{"kind": "ServiceAccount", "name": "mesh", "namespace": "mesh"}]
-        assert everything[kind]["roleRef"]["name"] == role
-    assert env("--values", EVERYTHING)["POSTHOUSE_TLS_SECRET_NAMESPACES"] == "shop"
+    bindings = {name: each for name, each in everything.items() if each["kind"] in ("ClusterRoleBinding", "RoleBinding")}
+    for name, binding in bindings.items():
+        account = "posthouse-controller" if name.endswith("/posthouse-controller") else "mesh"
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "mesh"}], name
+        assert binding["roleRef"]["name"] == binding["metadata"]["name"], name
+        assert binding["roleRef"]["kind"] == binding["kind"].removesuffix("Binding"), name
+
+
+def test_nobody_reads_secrets_of_the_cluster_and_the_proxies_not_the_authoritys():
+    """The authority's key is in a Secret that the controller alone reads, by its name. Secrets of a namespace are read by the proxies
+    only where the values say so."""
+    def rules(objects):
+        return [
+            (name, rule) for name, each in objects.items() if each["kind"] in ("ClusterRole", "Role")
+            for rule in each["rules"] if {"secrets", "*"} & set(rule["resources"])
+        ]
+
+    assert {name for name, _ in rules(render())} == {"Role/posthouse-controller"}
+    for _, rule in rules(render()):
+        assert rule.get("resourceNames") == ["posthouse-ca"] or rule["verbs"] == ["create"], rule
+    assert not rules(render(*CLEAR))
+    named = render("--set-json", 'tlsSecretNamespaces=["shop","bank"]')
+    assert {name for name, _ in rules(named)} == {"Role/posthouse-controller", "Role/posthouse-tls@shop", "Role/posthouse-tls@bank"}
+    for namespace in ("shop", "bank"):
+        binding = named[f"RoleBinding/posthouse-tls@{namespace}"]
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "posthouse", "namespace": "mesh"}]
+    assert env("--set-json", 'tlsSecretNamespaces=["shop","bank"]')["POSTHOUSE_TLS_SECRET_NAMESPACES"] == "shop,bank"
+    assert not any("*" in rule["verbs"] for each in render().values() for rule in each.get("rules", []))
+
+
+@pytest.mark.parametrize("values", CASES, ids=name)
+def test_the_controller_has_no_privilege_and_no_host_network(values):
+    objects = render("--values", values)
+    if "Deployment/posthouse-controller" not in objects:
+        assert env("--values", values)["POSTHOUSE_TLS"] == "off"
+        return
+    spec = pod("--values", values, of="Deployment/posthouse-controller")
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "volumes"} & spec.keys()
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    # Whoever has the proxies' number may share their ports on a node.
+    assert spec["securityContext"]["runAsUser"] != 41404
+    (only,) = spec["containers"]
+    assert only["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }
+    assert only["image"] == container("--values", values)["image"], "one image"
+    deployment = objects["Deployment/posthouse-controller"]["spec"]
+    assert deployment["selector"]["matchLabels"] == CONTROLLER, "it is not taken for a proxy"
+    budget = objects.get("PodDisruptionBudget/posthouse-controller")
+    assert (budget is None) == (deployment["replicas"] == 1)
+    assert budget is None or budget["spec"] == {"maxUnavailable": 1, "selector": deployment["selector"]}
+
+
+def test_the_controllers_values_reach_it():
+    variables = env("--values", EVERYTHING, of="Deployment/posthouse-controller")
+    wanted = {
+        "POSTHOUSE_POD_NAME": "metadata.name",
+        "POSTHOUSE_NAMESPACE": "metadata.namespace",
+        "POSTHOUSE_PROXY_ACCOUNT": "mesh",
+        "POSTHOUSE_TRUST_DOMAIN": "mesh.example",
+        "POSTHOUSE_CA": "adopt",
+        "POSTHOUSE_CA_LIFETIME": "720h",
+        "POSTHOUSE_CERTIFICATE_LIFETIME": "1h",
+    }
+    assert wanted.items() <= variables.items()
+    assert env("--values", EVERYTHING)["POSTHOUSE_TRUST_DOMAIN"] == "mesh.example", "the proxies' is the same"
+    assert render("--values", EVERYTHING)["Deployment/posthouse-controller"]["spec"]["replicas"] == 3
 
 
 @pytest.mark.parametrize("values", CASES, ids=name)
 def test_no_port_is_declared(values):
     """On the host network each would be a host port, and a surge pod could not be scheduled."""
     assert "ports" not in container("--values", values)
-
-
-def controller(*args):
-    """The controller's pod and its container."""
-    spec = render(*args)["Deployment/posthouse-controller"]["spec"]["template"]["spec"]
-    (only,) = spec["containers"]
-    return spec, only
-
-
-@pytest.mark.parametrize("values", [case for case in CASES if name(case) != "clear"], ids=name)
-def test_the_controller_is_a_pod_like_any_other(values):
-    spec, only = controller("--values", values)
-    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"} & spec.keys()
-    assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] not in (0, 41404)
-    assert only["securityContext"] == container("--values", values)["securityContext"]
-    assert spec["serviceAccountName"] == "posthouse-controller"
-    assert only["image"] == container("--values", values)["image"]
-
-
-def test_the_controller_signs_for_the_proxies_account_and_is_not_taken_for_a_proxy():
-    objects = render("--values", EVERYTHING)
-    variables = {v["name"]: v.get("value") for v in controller("--values", EVERYTHING)[1]["env"]}
-    assert variables["POSTHOUSE_PROXY_ACCOUNT"] == objects["DaemonSet"]["spec"]["template"]["spec"]["serviceAccountName"]
-    assert variables["POSTHOUSE_TRUST_DOMAIN"] == env("--values", EVERYTHING)["POSTHOUSE_TRUST_DOMAIN"] == "mesh.example"
-    for binding in ("RoleBinding/posthouse-identity", "ClusterRoleBinding/posthouse-identity"):
-        assert objects[binding]["subjects"] == [{"kind": "ServiceAccount", "name": "mesh", "namespace": "mesh"}]
-    deployment = objects["Deployment/posthouse-controller"]["spec"]
-    assert deployment["selector"]["matchLabels"] == {**SELECTOR, "app.kubernetes.io/component": "controller"}
-    budget = objects["PodDisruptionBudget/posthouse-controller"]["spec"]
-    assert budget["selector"] == deployment["selector"] and budget["maxUnavailable"] == 1
-    assert "PodDisruptionBudget/posthouse-controller" not in render("--set", "controller.replicas=1")
-
-
-def test_an_old_cluster_is_refused_only_with_tls():
-    done = helm("template", "relay", CHART, "--kube-version", "1.29.9", check=False)
-    assert done.returncode != 0 and "need Kubernetes 1.30" in done.stderr
-    render("--kube-version", "1.29.9", "--set", "tls=off")
 
 
 def test_probes_ask_the_right_process_and_have_patience():
@@ -225,10 +251,10 @@ def test_probes_ask_the_right_process_and_have_patience():
 
 
 def test_an_upgrade_starts_the_new_pod_beside_the_old_one():
-    strategy = render()["DaemonSet"]["spec"]["updateStrategy"]
+    strategy = render()["DaemonSet/posthouse"]["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    assert render("--set", "updateStrategy.type=OnDelete")["DaemonSet"]["spec"]["updateStrategy"] == {"type": "OnDelete"}
-    percent = render("--set", "updateStrategy.rollingUpdate.maxSurge=10%")["DaemonSet"]["spec"]["updateStrategy"]
+    assert render("--set", "updateStrategy.type=OnDelete")["DaemonSet/posthouse"]["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    percent = render("--set", "updateStrategy.rollingUpdate.maxSurge=10%")["DaemonSet/posthouse"]["spec"]["updateStrategy"]
     assert percent["rollingUpdate"]["maxSurge"] == "10%"
 
 
@@ -245,14 +271,17 @@ def test_every_node_gets_one_before_other_pods():
     assert spec["tolerations"] == [{"operator": "Exists"}]
     assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert "limits" in container()["resources"] and "cpu" not in container()["resources"]["limits"]
-    quota = render("--set", "criticalPodsQuota.enabled=true")["ResourceQuota"]["spec"]
+    quota = render("--set", "criticalPodsQuota.enabled=true")["ResourceQuota/posthouse-critical-pods"]["spec"]
     (scope,) = quota["scopeSelector"]["matchExpressions"]
-    assert scope == {"scopeName": "PriorityClass", "operator": "In", "values": ["system-node-critical", "system-cluster-critical"]}
+    assert scope["scopeName"] == "PriorityClass" and scope["operator"] == "In"
+    assert scope["values"] == ["system-node-critical", "system-cluster-critical"], "the proxies' and the controller's"
+    quota = render("--set", "criticalPodsQuota.enabled=true", *CLEAR)["ResourceQuota/posthouse-critical-pods"]["spec"]
+    assert quota["scopeSelector"]["matchExpressions"][0]["values"] == ["system-node-critical"]
 
 
 def test_the_service_finds_ready_pods_by_number():
     objects = render()
-    service, daemon_set = objects["Service"]["spec"], objects["DaemonSet"]["spec"]
+    service, daemon_set = objects["Service/posthouse"]["spec"], objects["DaemonSet/posthouse"]["spec"]
     assert service["clusterIP"] == "None" and not service.get("publishNotReadyAddresses")
     assert service["ports"] == [
         {"name": "link", "port": 4141, "targetPort": 4141},
@@ -280,15 +309,14 @@ def test_values_reach_the_program():
         "POSTHOUSE_LOG_FORMAT": "json",
         "POSTHOUSE_TLS": "service",
         "POSTHOUSE_TLS_PERMISSIVE": "true",
-        "POSTHOUSE_TRUST_DOMAIN": "mesh.example",
         "RUST_BACKTRACE": "1",
         "KUBERNETES_SERVICE_HOST": "10.0.0.1",
         "KUBERNETES_SERVICE_PORT": "443",
     }
     assert wanted.items() <= variables.items()
-    assert env()["POSTHOUSE_TLS"] == "node" and "POSTHOUSE_TLS_PERMISSIVE" not in env()
-    assert "POSTHOUSE_MISSING_PEER" not in env(), "by default it goes by tls"
     assert "POSTHOUSE_WORKERS" not in env(), "by default the program counts the cores itself"
+    assert env()["POSTHOUSE_TLS"] == "node" and "POSTHOUSE_TLS_PERMISSIVE" not in env()
+    assert "POSTHOUSE_MISSING_PEER" not in env(), "the program's default goes by tls"
     assert "POSTHOUSE_SNAPSHOT" in env() and "POSTHOUSE_SNAPSHOT" not in env("--set", "snapshot.enabled=false")
 
 
@@ -319,27 +347,27 @@ def relabelled(rules, labels):
 
 def test_monitors_find_the_metrics_port_without_a_declared_port():
     objects = render("--values", EVERYTHING)
-    (target,) = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    (target,) = objects["PodMonitor/posthouse"]["spec"]["podMetricsEndpoints"]
     assert not {"port", "portNumber", "targetPort"} & target.keys(), "these choose among declared ports"
     for ip, address in [("192.0.2.7", "192.0.2.7:9991"), ("2001:db8::7", "[2001:db8::7]:9991")]:
         # What Prometheus makes of a container without ports.
         labels = {"__address__": ip, "__meta_kubernetes_pod_ip": ip, "__meta_kubernetes_pod_node_name": "node-1"}
         labels = relabelled(target["relabelings"], labels)
         assert labels["__address__"] == address and labels["node"] == "node-1"
-    (endpoint,) = objects["ServiceMonitor"]["spec"]["endpoints"]
-    assert endpoint["port"] in [port["name"] for port in objects["Service"]["spec"]["ports"]]
+    (endpoint,) = objects["ServiceMonitor/posthouse"]["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in objects["Service/posthouse"]["spec"]["ports"]]
     for monitor in ("PodMonitor", "ServiceMonitor"):
-        assert objects[monitor]["spec"]["selector"]["matchLabels"] == SELECTOR
-        assert objects[monitor]["metadata"]["labels"]["release"] == "prometheus"
+        assert objects[f"{monitor}/posthouse"]["spec"]["selector"]["matchLabels"] == SELECTOR
+        assert objects[f"{monitor}/posthouse"]["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_scrape_annotations_stand_beside_those_of_the_values():
-    annotations = render("--values", EVERYTHING)["DaemonSet"]["spec"]["template"]["metadata"]["annotations"]
+    annotations = render("--values", EVERYTHING)["DaemonSet/posthouse"]["spec"]["template"]["metadata"]["annotations"]
     assert annotations == {
         "prometheus.io/scrape": "true", "prometheus.io/port": "9991", "prometheus.io/path": "/metrics",
         "example.com/owner": "platform",
     }
-    assert "annotations" not in render()["DaemonSet"]["spec"]["template"]["metadata"]
+    assert "annotations" not in render()["DaemonSet/posthouse"]["spec"]["template"]["metadata"]
 
 
 @pytest.mark.parametrize(
@@ -365,16 +393,16 @@ def test_scrape_annotations_stand_beside_those_of_the_values():
         ('podAnnotations={"a":1}', ["/podAnnotations/a", "string"]),
         ('extraEnv=[{"name":"A","value":7}]', ["/extraEnv/0/value", "string"]),
         # A value that makes no sense.
-        ("tls=strict", ["/tls", "'off', 'node', 'service'"]),
+        ("tls=mutual", ["/tls", "'off'", "'node'", "'service'"]),
         ("tls=true", ["/tls", "'off'"]),
-        ("missingPeer=maybe", ["/missingPeer", "'direct', 'fail'"]),
-        ("trustDomain=Cluster.Local", ["/trustDomain", "Cluster.Local"]),
+        ('{"tls":"off","tlsPermissive":true}', ["tlsPermissive"]),
+        ("trustDomain=Mesh/Example", ["/trustDomain", "Mesh/Example"]),
         ("controller.replicas=0", ["/controller/replicas", "minimum"]),
-        ("controller.ca=steal", ["/controller/ca", "'create', 'adopt'"]),
-        ("controller.caLifetime=1y", ["/controller/caLifetime", "1y"]),
-        ("controller.replica=1", ["/controller", "replica"]),
-        ('tlsSecretNamespaces=["shop","default"]', ["tlsSecretNamespaces", "posthouse-ca"]),
-        ("tls=off,tlsPermissive=true", ["tlsPermissive", "tls node or service"]),
+        ("controller.ca=borrow", ["/controller/ca", "'create', 'adopt'"]),
+        ("controller.caLifetime=soon", ["/controller/caLifetime", "soon"]),
+        ("controller.certificateLifetime=1d", ["/controller/certificateLifetime", "1d"]),
+        ("controller.certifcateLifetime=1h", ["/controller", "certifcateLifetime"]),
+        ("missingPeer=maybe", ["/missingPeer", "'direct', 'fail'"]),
         ("drainSeconds=30s", ["/drainSeconds", "integer"]),
         ("drainSeconds=-1", ["/drainSeconds", "minimum"]),
         ("drainSeconds=86400", ["/drainSeconds", "maximum"]),
@@ -419,6 +447,14 @@ def test_a_bare_off_is_understood(tmp_path):
     values = tmp_path / "values.yaml"
     values.write_text("tls: off\n")
     assert env("--values", values)["POSTHOUSE_TLS"] == "off"
+    assert "Deployment/posthouse-controller" not in render("--values", values)
+
+
+def test_an_old_kubernetes_is_refused_by_its_version():
+    """Before 1.30 a token does not say for which node it was made, so nobody could be given a node's certificate."""
+    done = helm("template", "relay", CHART, "--kube-version", "1.29.5", check=False)
+    assert done.returncode != 0 and "1.30" in done.stderr and "tls" in done.stderr, done.stderr
+    assert helm("template", "relay", CHART, "--kube-version", "1.29.5", *CLEAR).returncode == 0
 
 
 def test_the_memory_limit_can_be_taken_away():
@@ -431,7 +467,7 @@ def test_it_can_be_a_dependency(tmp_path):
     shutil.copytree(CHART, parent / "charts/posthouse")
     (parent / "Chart.yaml").write_text("apiVersion: v2\nname: platform\nversion: 1.0.0\n")
     (parent / "values.yaml").write_text("global: {region: north}\nposthouse: {drainSeconds: 60}\n")
-    spec = render(chart=parent)["DaemonSet"]["spec"]["template"]["spec"]
+    spec = render(chart=parent)["DaemonSet/posthouse"]["spec"]["template"]["spec"]
     assert spec["terminationGracePeriodSeconds"] == 75
 
 
@@ -448,19 +484,20 @@ def test_the_notes_warn_of_an_image_that_no_registry_has():
 
 
 def test_the_notes_show_how_to_go_on():
-    assert "WARNING: tls is off" in notes("--set", "tls=off")
-    assert "WARNING: tlsPermissive is on" in notes("--set", "tlsPermissive=true")
     text = notes("--set", "clusterDomain=k8s.example")
     for words in (
         "kubectl -n mesh rollout status ds/posthouse",
+        "kubectl -n mesh rollout status deploy/posthouse-controller",
         "posthouse check",
         "posthouse env",
         "port-forward ds/posthouse 9990",
-        "kubectl -n mesh rollout status deploy/posthouse-controller",
         "kubectl label namespace mesh pod-security.kubernetes.io/enforce=privileged",
         "criticalPodsQuota.enabled=true",
     ):
         assert words in text, f"{words!r} is not in:\n{text}"
+    assert "WARNING: tls" not in text
+    assert "WARNING: tls is off" in notes(*CLEAR)
+    assert "WARNING: tlsPermissive is on" in notes("--set", "tlsPermissive=true")
     (block,) = re.findall(r"^ +env:\n(?: +.*\n)+", text, re.MULTILINE)
     variables = {each["name"]: each.get("value") for each in yaml.safe_load(block)["env"]}
     assert variables["http_proxy"] == variables["HTTPS_PROXY"] == "http://$(NODE_IP):4140"
