@@ -272,6 +272,9 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>, service: Option<&Service>) -
         let kind = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => ErrorKind::ConnectionRefused,
             std::io::ErrorKind::TimedOut => ErrorKind::ConnectionTimeout,
+            // The transport's own word; from the system it is a packet filter's.
+            std::io::ErrorKind::PermissionDenied if error.raw_os_error().is_none() => ErrorKind::TlsCertificateError,
+            std::io::ErrorKind::InvalidData => ErrorKind::TlsProtocolError,
             _ => ErrorKind::DestinationUnavailable,
         };
         failed(error.to_string(), kind)

@@ -58,7 +58,7 @@ impl Reason {
     /// As the link's code sees it: who is not let in, what is no TLS, what took too long.
     fn kind(self) -> io::ErrorKind {
         match self {
-            Self::Protocol | Self::NoAlpn => io::ErrorKind::InvalidData,
+            Self::Plain | Self::Protocol | Self::NoAlpn => io::ErrorKind::InvalidData,
             Self::Closed => io::ErrorKind::UnexpectedEof,
             Self::Timeout | Self::Limit => io::ErrorKind::TimedOut,
             Self::OwnCertificate | Self::ServiceCertificate => io::ErrorKind::NotConnected,
@@ -70,8 +70,7 @@ impl Reason {
             | Self::Certificate
             | Self::UnknownNode
             | Self::Address
-            | Self::PeerRefused
-            | Self::Plain => io::ErrorKind::PermissionDenied,
+            | Self::PeerRefused => io::ErrorKind::PermissionDenied,
         }
     }
 }

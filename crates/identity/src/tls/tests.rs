@@ -318,7 +318,7 @@ async fn strangers_are_told_apart() {
         received(&receiver, async |mut stream| stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap())
             .await;
     let line = "the peer speaks no TLS; is it run with --tls off? --tls-permissive would let it in";
-    assert_eq!(told, (io::ErrorKind::PermissionDenied, line.to_owned()));
+    assert_eq!(told, (io::ErrorKind::InvalidData, line.to_owned()));
 
     let told =
         received(&receiver, async |stream| drop(shake(foreign(&ca, false, &[b"h2"]), stream).await.unwrap_err())).await;
@@ -540,7 +540,7 @@ async fn a_permissive_sender_goes_plain_only_when_the_peer_speaks_no_tls() {
         _ = no_tls(listener, b"", 2) => panic!("it came again"),
     };
     let line = "the peer does not speak TLS on its link port; is it run with --tls off?";
-    assert_eq!((error.kind(), error.to_string()), (io::ErrorKind::PermissionDenied, line.to_owned()));
+    assert_eq!((error.kind(), error.to_string()), (io::ErrorKind::InvalidData, line.to_owned()));
 
     // A wrong certificate is no reason, and neither is being refused.
     let (sent, _) = refusals(link(&permissive(&ca), &tls("node-9", &Ca::new("other"))).await);

@@ -232,3 +232,12 @@ async fn everything_else_is_refused_with_what_to_do() {
     assert_eq!(answer.status, 403);
     api.stop().await;
 }
+
+#[tokio::test]
+async fn identity_says_that_links_are_in_the_clear() {
+    let api = api();
+    let answer = api.get("/identity").await.json();
+    assert_eq!(answer["tls"], "off");
+    assert!(answer["hint"].as_str().unwrap().contains("--tls node"), "{answer}");
+    api.stop().await;
+}
