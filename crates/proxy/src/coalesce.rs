@@ -36,6 +36,8 @@ struct Inner<T> {
     io: T,
     heard: Rc<Cell<bool>>,
     gathered: BytesMut,
+    /// `io` may still hold bytes that it took: TLS keeps records that the socket had no room for.
+    unflushed: bool,
     /// Flushes are left to the driver; off until there is one (during the handshake).
     deferred: bool,
 }
@@ -43,7 +45,7 @@ struct Inner<T> {
 /// Wraps `io`. Until [`Flusher::defer`] is called every flush is done at once.
 pub(crate) fn coalesce<T>(io: T) -> (Coalesced<T>, Flusher<T>) {
     let heard = Rc::new(Cell::new(false));
-    let inner = Rc::new(RefCell::new(Inner { io, heard, gathered: BytesMut::new(), deferred: false }));
+    let inner = Rc::new(RefCell::new(Inner { io, heard, gathered: BytesMut::new(), unflushed: false, deferred: false }));
     (Coalesced(Rc::clone(&inner)), Flusher(inner))
 }
 
@@ -60,7 +62,7 @@ impl<T: AsyncWrite + Unpin> Flusher<T> {
 
     /// Writes out what was gathered. Errors are kept by the stream and told at its next use.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().poll_drain(cx)
+        self.0.borrow_mut().poll_flush(cx)
     }
 }
 
@@ -68,6 +70,7 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.gathered.is_empty() {
             let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.gathered))?;
+            self.unflushed = true;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -75,6 +78,17 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
         }
         if self.gathered.capacity() > 4 * GATHER {
             self.gathered = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// [`Self::poll_drain`], and nothing is left in `io` either. Without it the last records of a turn in which the socket was
+    /// full would wait for the next turn that writes, which may never come.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -90,6 +104,7 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
             }
             return Poll::Ready(Ok(total));
         }
+        self.unflushed = true;
         if self.gathered.is_empty() {
             return Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         }
@@ -143,7 +158,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
-        if inner.deferred { Poll::Ready(Ok(())) } else { inner.poll_drain(cx) }
+        if inner.deferred { Poll::Ready(Ok(())) } else { inner.poll_flush(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -181,6 +196,49 @@ mod tests {
         }
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Takes everything into a buffer of its own, as TLS does, and passes it on in flushes, of which every other must wait.
+    #[derive(Default)]
+    struct Holding {
+        held: Vec<u8>,
+        passed: Vec<u8>,
+        turn: bool,
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.held.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.turn = !self.turn;
+            if self.turn {
+                return Poll::Pending;
+            }
+            let held = std::mem::take(&mut self.held);
+            self.passed.extend_from_slice(&held);
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn the_turn_ends_only_when_a_stream_that_holds_bytes_has_passed_them_on() {
+        let mut cx = Context::from_waker(Waker::noop());
+        for size in [100, COPY_BELOW] {
+            let (mut stream, flusher) = coalesce(Holding::default());
+            flusher.defer();
+            let data = vec![7; size];
+            assert!(matches!(Pin::new(&mut stream).poll_write(&mut cx, &data), Poll::Ready(Ok(n)) if n == size));
+            assert!(flusher.poll_flush(&mut cx).is_pending(), "the stream still holds them");
+            assert!(flusher.poll_flush(&mut cx).is_ready());
+            assert_eq!(flusher.0.borrow().io.passed, data);
+            // Nothing new, so nothing to wait for: a flush of this stream would have to wait.
+            assert!(flusher.poll_flush(&mut cx).is_ready());
         }
     }
 
