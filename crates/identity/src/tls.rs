@@ -4,6 +4,7 @@
 //! Resumption saves the signatures of a handshake, not the judgement: the session holds the peer's chain, which is checked
 //! against the roots and the clock of now. Each installed certificate starts with empty session caches.
 
+mod ahead;
 mod configs;
 mod failure;
 mod gate;

@@ -45,7 +45,8 @@ struct Inner<T> {
 /// Wraps `io`. Until [`Flusher::defer`] is called every flush is done at once.
 pub(crate) fn coalesce<T>(io: T) -> (Coalesced<T>, Flusher<T>) {
     let heard = Rc::new(Cell::new(false));
-    let inner = Rc::new(RefCell::new(Inner { io, heard, gathered: BytesMut::new(), unflushed: false, deferred: false }));
+    let inner =
+        Rc::new(RefCell::new(Inner { io, heard, gathered: BytesMut::new(), unflushed: false, deferred: false }));
     (Coalesced(Rc::clone(&inner)), Flusher(inner))
 }
 

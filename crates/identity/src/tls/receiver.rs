@@ -11,6 +11,7 @@ use rustls::{HandshakeKind, ServerConnection};
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::ahead::Ahead;
 use super::configs::{Configs, check_client};
 use super::failure::{Failure, Reason};
 use super::stream::{HANDSHAKE_RECORD, PlainLink};
@@ -69,7 +70,8 @@ async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr, directory: 
     stream.set_nodelay(true).map_err(|error| Failure::of(&error))?;
     let configs = tls.configs()?;
     // The turn comes after the ClientHello: who connects and says nothing takes nobody's turn.
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(|error| Failure::of(&error))?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await;
+    let hello = hello.map_err(|error| Failure::of(&error))?;
     let _turn = tls.inbound.enter(remote.ip().to_canonical()).await?;
     let (config, service) = presented(tls, &configs, hello.client_hello().server_name(), directory)?;
     let stream = hello.into_stream(config).await.map_err(|error| Failure::of(&error))?;

@@ -8,6 +8,7 @@ use metrics::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::ahead::Ahead;
 use crate::metrics::{PLAIN_LINKS, PLAIN_LINKS_TOTAL};
 
 /// A TLS record with part of a handshake (RFC 8446 §5.1).
@@ -17,13 +18,13 @@ const ALERT_RECORD: u8 = 0x15;
 
 /// A connection that remembers the first byte that came.
 pub(super) struct Noting {
-    io: TcpStream,
+    io: Ahead<TcpStream>,
     first: Option<u8>,
 }
 
 impl Noting {
     pub(super) fn new(io: TcpStream) -> Self {
-        Self { io, first: None }
+        Self { io: Ahead::new(io), first: None }
     }
 
     /// Whether the peer answered a ClientHello as TLS does, be it by an alert.
