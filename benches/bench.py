@@ -54,15 +54,18 @@ def settings(env, known):
             raise BadSettings(f"{name}={text}: want a whole number from {least} to {most}")
         return int(text)
 
-    def names(name, choices):
+    def names(name, choices, groups=None):
+        groups = groups or {}
         asked = [part for part in env.get(name, "").replace(",", " ").split() if part]
+        # Each once, however often it was named.
+        asked = list(dict.fromkeys(name for part in asked for name in groups.get(part, [part])))
         for part in asked:
             if part not in choices:
-                raise BadSettings(f"{name}: no {part}; there are {', '.join(choices)}")
+                raise BadSettings(f"{name}: no {part}; there are {', '.join([*groups, *choices])}")
         return asked or list(choices)
 
     return Settings(number("BENCH_ROUNDS", 5, 1), number("BENCH_SECONDS", 5, 1), number("BENCH_WARMUP", 1, 1),
-                    names("BENCH_CASES", subjects.CASES), names("BENCH_SUBJECTS", known),
+                    names("BENCH_CASES", subjects.CASES, subjects.GROUPS), names("BENCH_SUBJECTS", known),
                     bool(env.get("BENCH_SUBJECTS")), env.get("BENCH_PROFILE", "") not in ("", "0"),
                     number("BENCH_NICE", 0, 0, 20))
 
@@ -92,6 +95,7 @@ def measure(subject, case, origin, chosen, work):
         foreign = quiet.foreign_percent(cpu if running.hops else None, origin_cpu + result.load_cpu_seconds)
         for hop in running.hops:
             hop.check()
+        handshakes = running.handshakes()
         if result.requests == 0:
             raise load.LoadError(f"no request succeeded ({result.error_text or 'no error either'})")
         # A subject that found a way past one of its hops would look twice as fast.
@@ -109,6 +113,7 @@ def measure(subject, case, origin, chosen, work):
             "errors": result.errors,
             "error_text": result.error_text,
             "foreign_cpu_percent": foreign,
+            "handshakes": handshakes,
             "commands": [hop.command for hop in running.hops],
             "load_command": load.command(case, running.target, running.host, chosen.seconds, work),
         }
@@ -147,6 +152,9 @@ def run(chosen, known, work):
     steps = list(plan(chosen, known))
     origin = subjects.start_origin(work)
     try:
+        if any(case.mtls for _, case, _ in steps):
+            for subject in {subject.name: subject for _, _, subject in steps}.values():
+                _check_sender(subject, failed, work)
         for at, (number, case, subject) in enumerate(steps, 1):
             if subject.name in failed:
                 continue
@@ -170,6 +178,16 @@ def run(chosen, known, work):
         origin.stop()
         _keep(work)
     return results, failed
+
+
+def _check_sender(subject, failed, work):
+    try:
+        subject.check_sender(work)
+    except (machine.StartError, OSError) as error:
+        if subject.name in NEEDED:
+            raise machine.StartError(f"{subject.name}, hop A's check of hop B: {error}") from error
+        failed[subject.name] = f"hop A's check of hop B: {error}"
+        print(f"bench: {subject.name} is left out: {failed[subject.name]}", file=sys.stderr)
 
 
 def _keep(work):

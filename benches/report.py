@@ -50,6 +50,7 @@ def row(rounds, base):
         "proxy_cpu_busy_percent": middle("proxy_cpu_busy_percent"),
         "rss_bytes": middle("rss_bytes"),
         "p99_us": middle("p99_us"),
+        "handshakes": middle("handshakes"),
         "errors": errors,
         "error_text": "; ".join(sorted({one["error_text"] for one in rounds if one["error_text"]})),
         "rounds": rounds,
@@ -80,24 +81,48 @@ def summarise(chosen, known, results, failed, about):
 
 
 def verdict(summary):
-    """Ours against HAProxy in one line: the two goals, then HTTP/2, and HAProxy's own multiplexed link beside each."""
-    parts = []
-    for case, by_name in summary["cases"].items():
-        found = by_name["subjects"]
-        ours, rival = found.get("posthouse"), found.get("haproxy-h2")
-        if not ours or ours["ratio"] is None:
-            why = "has errors" if ours and ours["errors"] else "not measured"
-            parts.append(f"{case}: no ratio ({why})")
-            continue
-        text = f"{case} {ours['ratio']:.2f}x of HAProxy"
-        if not case.startswith("h2"):
-            text += " (goal 1.00x met)" if ours["ratio"] >= 1 else f" (goal 1.00x missed by {1 - ours['ratio']:.2f})"
-        if rival and not rival["errors"]:
-            quotients = ratios(ours["rounds"], rival["rounds"])
-            if quotients:
-                text += f", {median(quotients):.2f}x of HAProxy with an HTTP/2 link"
-        parts.append(text)
+    """Ours in one line. In the clear against HAProxy: the two goals, then HTTP/2, and HAProxy's own multiplexed link beside each.
+    With mutual TLS against the best of all others, whoever that is."""
+    parts = [f"{case}{_in_the_clear(case, by_name['subjects'])}" if not CASES[case].mtls
+             else f"{case}{_of_the_best(case, by_name['subjects'])}" for case, by_name in summary["cases"].items()]
     return "verdict: " + "; ".join(parts)
+
+
+def _no_ratio(ours):
+    return f": no ratio ({'has errors' if ours and ours['errors'] else 'not measured'})"
+
+
+def _goal(case, ratio):
+    if case.startswith("h2"):
+        return ""
+    return " (goal 1.00x met)" if ratio >= 1 else f" (goal 1.00x missed by {1 - ratio:.2f})"
+
+
+def _in_the_clear(case, found):
+    ours, rival = found.get("posthouse"), found.get("haproxy-h2")
+    if not ours or ours["ratio"] is None:
+        return _no_ratio(ours)
+    text = f" {ours['ratio']:.2f}x of HAProxy{_goal(case, ours['ratio'])}"
+    if rival and not rival["errors"]:
+        quotients = ratios(ours["rounds"], rival["rounds"])
+        if quotients:
+            text += f", {median(quotients):.2f}x of HAProxy with an HTTP/2 link"
+    return text
+
+
+def _of_the_best(case, found):
+    ours = found.get("posthouse")
+    if not ours or ours["errors"]:
+        return _no_ratio(ours)
+    others = {name: ratios(ours["rounds"], one["rounds"]) for name, one in found.items()
+              if name != "direct" and not name.startswith("posthouse") and not one["errors"]}
+    medians = {name: median(quotients) for name, quotients in others.items() if quotients}
+    if not medians:
+        return ": no ratio (nobody to compare with)"
+    best = min(medians, key=medians.get)
+    cpu, theirs = ours["cpu_us_per_request"], found[best]["cpu_us_per_request"]
+    text = f" {medians[best]:.2f}x of the best other, {best}{_goal(case, medians[best])}"
+    return text + (f", at {cpu / theirs:.2f}x of its CPU a request" if cpu and theirs else "")
 
 
 def _number(value, form="{:.0f}", scale=1.0):
@@ -105,13 +130,16 @@ def _number(value, form="{:.0f}", scale=1.0):
 
 
 def _lines(case, titles, not_run):
-    head = ("subject", "requests/s", "x HAProxy (min..max)", "CPU us/req", "RSS MiB", "p99 ms", "CPU busy", "errors")
+    # Handshakes only where there are any.
+    counts = any(one["handshakes"] is not None for one in case["subjects"].values())
+    head = ("subject", "requests/s", "x HAProxy (min..max)", "CPU us/req", "RSS MiB", "p99 ms", "CPU busy",
+            *(["handshakes"] if counts else []), "errors")
     rows = [head]
     for name, one in case["subjects"].items():
         ratio = "-" if one["ratio"] is None else f"{one['ratio']:.2f} ({one['ratio_min']:.2f}..{one['ratio_max']:.2f})"
         rows.append((titles[name], _number(one["requests_per_second"]), ratio, _number(one["cpu_us_per_request"], "{:.1f}"),
                      _number(one["rss_bytes"], "{:.0f}", 1 << 20), _number(one["p99_us"], "{:.2f}", 1000),
-                     _number(one["proxy_cpu_busy_percent"], "{:.0f}%"),
+                     _number(one["proxy_cpu_busy_percent"], "{:.0f}%"), *([_number(one["handshakes"])] if counts else []),
                      "0" if not one["errors"] else f"{one['errors']} NOT VALID ({one['error_text']})"))
     widths = [max(len(line[column]) for line in rows) for column in range(len(head) - 1)]
     for line in rows:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # `make bench`: installs what is missing (Debian packages as root, Envoy in a virtual environment under target/), builds
-# the release binary and runs the driver. Settings: BENCH_* (see docs/benchmarks.md).
+# the release binary and runs the driver. Settings: BENCH_* (see docs/benchmarks.md); `--only plain` or `--only mtls` is
+# BENCH_CASES with that word.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p target/bench
@@ -8,6 +9,14 @@ PATH="$PATH:/usr/sbin"
 export PATH
 
 fail() { echo "bench: $*" >&2; exit 1; }
+
+case "${1:-}" in
+'') ;;
+--only) [ -n "${2:-}" ] || { echo "bench: --only: which cases?" >&2; exit 64; }
+    BENCH_CASES=$2
+    export BENCH_CASES ;;
+*) echo "bench: $1: unknown; there is --only CASES" >&2; exit 64 ;;
+esac
 
 # Whether a subject, or one whose name begins so, was asked for; all are by default.
 wants() {
@@ -40,6 +49,7 @@ has nginx || set -- "$@" nginx
 has haproxy || set -- "$@" haproxy
 has wrk || set -- "$@" wrk
 has h2load || set -- "$@" nghttp2-client
+has openssl || set -- "$@" openssl
 has taskset && has setpriv || set -- "$@" util-linux
 has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null || set -- "$@" python3 python3-venv
 if [ $# -gt 0 ]; then
