@@ -54,6 +54,8 @@ pub(crate) struct Timing {
     /// The longest wait while nothing listens at the server's address, and in the minute after that. 1 s: the view is right
     /// 2 s after an outage. In clusters of more than 250 nodes it grows with them (`watch::SHARE`).
     pub(crate) unreachable: Duration,
+    /// How often a kind is asked for that the API does not have.
+    pub(crate) absent: Duration,
     /// A watch that lived this long or said something was a success: the back-off begins anew.
     pub(crate) settled: Duration,
     /// How long the API may take to list everything before the snapshot is used.
@@ -71,6 +73,7 @@ impl Default for Timing {
             stall: Duration::from_secs(120),
             backoff: (Duration::from_millis(250), Duration::from_secs(30)),
             unreachable: Duration::from_secs(1),
+            absent: Duration::from_secs(30),
             settled: Duration::from_secs(5),
             grace: Duration::from_secs(3),
             snapshot: Duration::from_secs(10),

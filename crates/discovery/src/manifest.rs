@@ -11,6 +11,7 @@ use crate::intern::Interner;
 use crate::object::{Key, Reduced};
 use crate::status::Kind;
 
+mod policy;
 pub(crate) mod raw;
 mod reduce;
 pub(crate) mod split;
@@ -73,34 +74,64 @@ pub(crate) fn json(text: &str, context: &mut Context) -> Result<Parsed, Unfit> {
 
 /// Parses one JSON object. `kind` is given where the text itself may lack it: items of the API's typed lists do.
 pub(crate) fn json_item(text: &str, kind: Option<Kind>, context: &mut Context) -> Result<Parsed, Unfit> {
+    let whole = || serde_json::from_str(text).map_err(|error| error.to_string());
+    if kind == Some(Kind::AuthorizationPolicy) {
+        return policy::read(whole(), context);
+    }
     match serde_json::from_str::<RawObject>(text) {
+        Ok(raw) if is_policy(raw.kind.as_deref(), raw.api_version.as_deref()) => policy::read(whole(), context),
         Ok(raw) => reduce_any(&raw, kind, context),
-        Err(error) => unfit(serde_json::from_str(text).ok(), kind, &error),
+        Err(error) => match serde_json::from_str::<RawHead>(text) {
+            Ok(head) if is_policy(head.kind.as_deref(), head.api_version.as_deref()) => policy::read(whole(), context),
+            head => unfit(head.ok(), kind, &error),
+        },
     }
 }
 
 /// Parses one YAML document of any kind (no `---` inside; see [`split`]).
 pub(crate) fn yaml(text: &str, context: &mut Context) -> Result<Parsed, Unfit> {
-    match serde_norway::from_str::<RawObject>(text) {
+    let has_policy = |items: &[RawObject], of: Option<Kind>| {
+        of == Some(Kind::AuthorizationPolicy)
+            || items.iter().any(|item| is_policy(item.kind.as_deref(), item.api_version.as_deref()))
+    };
+    let whole = || serde_norway::from_str::<serde_norway::Value>(text).map_err(|error| error.to_string());
+    let error = match serde_norway::from_str::<RawObject>(text) {
         Ok(raw) => match (&raw.items, raw.kind.as_deref().and_then(list_of)) {
-            (Some(items), Some(of)) => {
-                Ok(Parsed::List(items.iter().map(|item| reduce_any(item, of, context)).collect()))
+            (Some(items), Some(of)) if !has_policy(items, of) => {
+                return Ok(Parsed::List(items.iter().map(|item| reduce_any(item, of, context)).collect()));
             }
-            _ => reduce_any(&raw, None, context),
+            (Some(_), Some(_)) => String::new(),
+            _ if is_policy(raw.kind.as_deref(), raw.api_version.as_deref()) => {
+                return policy::read(whole().and_then(|value| policy::json(&value)), context);
+            }
+            _ => return reduce_any(&raw, None, context),
         },
-        // A list with one bad item: only then is a tree of the whole document worth its memory.
-        Err(error) => match serde_norway::from_str::<raw::RawItems>(text) {
-            Ok(raw::RawItems { kind: Some(kind), items: Some(items) }) if list_of(&kind).is_some() => {
-                let of = list_of(&kind).flatten();
-                Ok(Parsed::List(items.into_iter().map(|item| yaml_item(item, of, context)).collect()))
+        Err(error) => error.to_string(),
+    };
+    // A list with one bad item or with a policy: only then is a tree of the whole document worth its memory.
+    match serde_norway::from_str::<raw::RawItems>(text) {
+        Ok(raw::RawItems { kind: Some(kind), items: Some(items) }) if list_of(&kind).is_some() => {
+            let of = list_of(&kind).flatten();
+            Ok(Parsed::List(items.into_iter().map(|item| yaml_item(item, of, context)).collect()))
+        }
+        _ => match serde_norway::from_str::<RawHead>(text) {
+            Ok(head) if is_policy(head.kind.as_deref(), head.api_version.as_deref()) => {
+                policy::read(whole().and_then(|value| policy::json(&value)), context)
             }
-            _ => unfit(serde_norway::from_str(text).ok(), None, &error),
+            head => unfit(head.ok(), None, &error),
         },
     }
 }
 
 fn yaml_item(item: serde_norway::Value, kind: Option<Kind>, context: &mut Context) -> Result<Parsed, Unfit> {
     let head = RawHead::deserialize(&item).ok();
+    let is_one = |head: &RawHead| match (&head.kind, kind) {
+        (None, kind) => kind == Some(Kind::AuthorizationPolicy),
+        (of, _) => is_policy(of.as_deref(), head.api_version.as_deref()),
+    };
+    if head.as_ref().is_some_and(is_one) {
+        return policy::read(policy::json(&item), context);
+    }
     match RawObject::deserialize(item) {
         Ok(raw) => reduce_any(&raw, kind, context),
         Err(error) => unfit(head, kind, &error),
@@ -129,6 +160,12 @@ fn reduce_any(raw: &RawObject, kind: Option<Kind>, context: &mut Context) -> Res
         Ok((object, notes)) => Ok(Parsed::Object(Box::new(Reduced { key, object, notes }))),
         Err(error) => Err(Unfit { key: Some(key), error }),
     }
+}
+
+/// Whether it is a policy of ours, of whatever version: one that we do not know must not pass for none.
+fn is_policy(kind: Option<&str>, api_version: Option<&str>) -> bool {
+    let group = api_version.and_then(|api_version| api_version.split_once('/')).map(|(group, _)| group);
+    kind == Some(posthouse_policy::KIND) && group == Some(posthouse_policy::GROUP)
 }
 
 fn known_kind(kind: Option<&str>, api_version: Option<&str>) -> Option<Kind> {

@@ -1,4 +1,4 @@
-//! Plain objects: what is kept of a Service, EndpointSlice, Pod or Node after parsing. They hold only what the directory
+//! Plain objects: what is kept of a Service, EndpointSlice, Pod, Node or AuthorizationPolicy after parsing. They hold only what the directory
 //! needs, compare by value (an object that comes again unchanged costs nothing) and can be written back as manifests
 //! (see `snapshot`).
 
@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use posthouse_model::{AppProtocol, EndpointState, Node, Pod, PodRef, ServiceKey, ServiceKind};
+use posthouse_policy::Policy;
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use crate::status::Kind;
@@ -38,7 +40,28 @@ pub(crate) enum Object {
     Node(Node),
     /// Of a Secret or a ConfigMap.
     Material(Material),
+    Policy(PolicyObject),
 }
+
+/// An AuthorizationPolicy, compiled, and what it was compiled from.
+#[derive(Clone, Debug)]
+pub(crate) struct PolicyObject {
+    pub(crate) name: Arc<str>,
+    /// As it was written; null when there was none.
+    pub(crate) spec: Arc<Value>,
+    pub(crate) policy: Arc<Policy>,
+}
+
+impl PartialEq for PolicyObject {
+    /// The spec is all that counts: a status or a label changes nothing.
+    fn eq(&self, other: &Self) -> bool {
+        self.policy.key() == other.policy.key()
+            && self.spec == other.spec
+            && self.policy.problem() == other.policy.problem()
+    }
+}
+
+impl Eq for PolicyObject {}
 
 /// A Service without its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use posthouse_model::{AppProtocol, EndpointState, Node, Pod, ServiceKind};
+use posthouse_policy::{GROUP, KIND, VERSION};
 
 use crate::manifest::raw::{
     RawAnnotations, RawConditions, RawEndpoint, RawLabels, RawMeta, RawNodeAddress, RawObject, RawPodIp, RawPort,
     RawSpec, RawStatus, RawTargetRef,
 };
 use crate::manifest::split;
-use crate::object::{EndpointObject, PortObject, ServiceObject, SliceObject};
+use crate::object::{EndpointObject, PolicyObject, PortObject, ServiceObject, SliceObject};
+use crate::status::Kind;
 use crate::view::Objects;
 
 /// Why a snapshot is not used.
@@ -35,12 +37,22 @@ pub(crate) struct Snapshot {
     text: String,
     /// When it was written.
     pub(crate) written: SystemTime,
+    /// The kinds of objects that whoever wrote it knew. One that is not among them was not seen, which is not to say that
+    /// there is none.
+    pub(crate) kinds: Vec<String>,
 }
 
 /// The first line holds the time of writing, in seconds since 1970.
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, serde::Serialize)]
 struct Written {
     written: u64,
+    #[serde(default = "first_kinds")]
+    kinds: Vec<String>,
+}
+
+/// What the first version knew, which did not say so.
+fn first_kinds() -> Vec<String> {
+    [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node].map(|kind| kind.as_str().to_owned()).into()
 }
 
 impl Snapshot {
@@ -64,8 +76,9 @@ pub(crate) fn read(path: &Path) -> Result<Snapshot, ReadError> {
     if let Some(error) = error {
         return Err(broken(&error));
     }
-    let written = SystemTime::UNIX_EPOCH + Duration::from_secs(written.written);
-    Ok(Snapshot { text, written })
+    let Written { written, kinds } = written;
+    let written = SystemTime::UNIX_EPOCH + Duration::from_secs(written);
+    Ok(Snapshot { text, written, kinds })
 }
 
 /// Writes `objects` to `path`: whole or not at all.
@@ -75,15 +88,24 @@ pub(crate) fn write(path: &Path, objects: &Objects) -> io::Result<()> {
     let new: PathBuf = path.with_file_name(name);
     let mut out = BufWriter::new(File::create(&new)?);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    writeln!(out, "{{\"written\":{now}}}")?;
+    let kinds = Kind::ALL.map(|kind| kind.as_str().to_owned()).into();
+    serde_json::to_writer(&mut out, &Written { written: now, kinds })?;
+    writeln!(out)?;
     write!(out, "{{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[")?;
     let nodes = objects.nodes.iter().map(|node| of_node(node));
     let pods = objects.pods.iter().map(|pod| of_pod(pod));
     let services = objects.services.iter().map(|service| of_service(service));
     let slices = objects.slices.iter().map(|(name, slice)| of_slice(name, slice));
-    for (number, object) in nodes.chain(pods).chain(services).chain(slices).enumerate() {
-        out.write_all(if number == 0 { b"\n" } else { b",\n" })?;
+    let mut parted = false;
+    let mut part =
+        |out: &mut BufWriter<File>| out.write_all(if std::mem::replace(&mut parted, true) { b",\n" } else { b"\n" });
+    for object in nodes.chain(pods).chain(services).chain(slices) {
+        part(&mut out)?;
         serde_json::to_writer(&mut out, &object)?;
+    }
+    for policy in &objects.policies {
+        part(&mut out)?;
+        serde_json::to_writer(&mut out, &of_policy(policy))?;
     }
     out.write_all(b"\n]}\n")?;
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
@@ -169,6 +191,16 @@ fn of_ports(ports: &[PortObject]) -> Vec<RawPort> {
         app_protocol: (port.app_protocol != AppProtocol::Unknown).then(|| port.app_protocol.as_str().to_owned()),
     };
     ports.iter().map(of_port).collect()
+}
+
+/// The API gives policies in this version, whatever they were written in.
+fn of_policy(policy: &PolicyObject) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": KIND,
+        "metadata": {"name": policy.name, "namespace": policy.policy.namespace()},
+        "spec": policy.spec,
+    })
 }
 
 /// `key` is `namespace/name`; the Service is in the same namespace.

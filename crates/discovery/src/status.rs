@@ -23,6 +23,8 @@ pub enum Kind {
     Pod,
     /// v1 Node.
     Node,
+    /// posthouse.io/v1alpha1 AuthorizationPolicy.
+    AuthorizationPolicy,
     /// v1 Secret of type kubernetes.io/tls, in the namespaces whose Secrets are read.
     Secret,
     /// v1 ConfigMap, there.
@@ -31,7 +33,7 @@ pub enum Kind {
 
 impl Kind {
     /// Those of the whole cluster, that every view needs.
-    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Pod, Self::Node];
+    pub const ALL: [Self; 5] = [Self::Service, Self::EndpointSlice, Self::Pod, Self::Node, Self::AuthorizationPolicy];
 
     /// As `kind` is written in a manifest.
     #[must_use]
@@ -41,8 +43,17 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Node => "Node",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+        }
+    }
+
+    /// Whether the API may do without: then there is no such object, and nothing is amiss.
+    pub(crate) fn is_optional(self) -> bool {
+        match self {
+            Self::AuthorizationPolicy => true,
+            Self::Service | Self::EndpointSlice | Self::Pod | Self::Node | Self::Secret | Self::ConfigMap => false,
         }
     }
 
@@ -70,6 +81,8 @@ pub enum Phase {
     Watching,
     /// The last attempt failed; the next one follows after a back-off. The last good view is served.
     Waiting,
+    /// The API does not have this kind: its CRD is not installed. Asked for again every 30 s.
+    Absent,
 }
 
 /// A snapshot of how discovery fares.
@@ -224,7 +237,7 @@ pub(crate) struct Board {
 #[derive(Default)]
 struct State {
     complete: bool,
-    watches: [Watch; 4],
+    watches: [Watch; Kind::ALL.len()],
     problems: BTreeMap<(String, String), (String, SystemTime)>,
     dropped: u64,
     work: Work,
@@ -239,6 +252,8 @@ struct Watch {
     error: Option<(String, Instant)>,
     lists: u64,
     snapshot: Option<SystemTime>,
+    /// The API was last heard to lack this kind.
+    absent: bool,
 }
 
 impl Board {
@@ -316,6 +331,7 @@ impl Board {
         let watch = &mut self.lock().watches[kind.index()];
         watch.lists += 1;
         watch.snapshot = None;
+        watch.absent = false;
     }
 
     /// The source has no lists, only scans: the first one counts.
@@ -328,6 +344,20 @@ impl Board {
     /// The objects of `kind` come from a snapshot that was written at `at`.
     pub(crate) fn warmed(&self, kind: Kind, at: SystemTime) {
         self.lock().watches[kind.index()].snapshot = Some(at);
+    }
+
+    /// The API does not have `kind`.
+    pub(crate) fn absent(&self, kind: Kind) {
+        let mut state = self.lock();
+        let watch = &mut state.watches[kind.index()];
+        watch.heard = Some(Instant::now());
+        watch.error = None;
+        watch.phase = Phase::Absent;
+        let repeated = std::mem::replace(&mut watch.absent, true);
+        drop(state);
+        if !repeated {
+            tracing::info!(source = self.source, %kind, "the API does not have this kind, so there are none; it is looked for again every 30 s");
+        }
     }
 
     /// The watch of `kind` failed and will try again.

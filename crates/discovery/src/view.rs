@@ -10,7 +10,7 @@ use posthouse_model::directory::service_key;
 use posthouse_model::{Directory, Node, Pod, Service, ServiceKey};
 use smallvec::SmallVec;
 
-use crate::object::{Key, Object, ServiceObject, SliceObject};
+use crate::object::{Key, Object, PolicyObject, ServiceObject, SliceObject};
 use crate::status::Kind;
 use crate::translate::{self, Ground};
 use crate::trust::{Found, Trust};
@@ -29,6 +29,7 @@ pub(crate) struct View {
     slices: HashMap<Arc<str>, Arc<SliceObject>>,
     pods: HashMap<Arc<str>, Arc<Pod>>,
     nodes: HashMap<Arc<str>, Arc<Node>>,
+    policies: HashMap<Arc<str>, Arc<PolicyObject>>,
     /// The slices of each Service, whether it is known or not.
     by_service: HashMap<ServiceKey, SmallVec<[Arc<str>; 1]>>,
     /// The Services with a loopback endpoint: the only ones to which podCIDRs matter.
@@ -75,6 +76,7 @@ impl View {
             slices: HashMap::new(),
             pods: HashMap::new(),
             nodes: HashMap::new(),
+            policies: HashMap::new(),
             by_service: HashMap::new(),
             loopback: HashSet::new(),
             dirty: HashSet::new(),
@@ -109,6 +111,7 @@ impl View {
             Kind::Pod => self.pods.len(),
             Kind::Node => self.nodes.len(),
             Kind::Secret | Kind::ConfigMap => self.trust.of_kind(kind).count(),
+            Kind::AuthorizationPolicy => self.policies.len(),
         }
     }
 
@@ -120,6 +123,7 @@ impl View {
             Kind::Pod => self.pods.keys().cloned().collect(),
             Kind::Node => self.nodes.keys().cloned().collect(),
             Kind::Secret | Kind::ConfigMap => self.trust.of_kind(kind).cloned().collect(),
+            Kind::AuthorizationPolicy => self.policies.keys().cloned().collect(),
         }
     }
 
@@ -131,6 +135,7 @@ impl View {
             Kind::Pod => self.pods.contains_key(&key.name),
             Kind::Node => self.nodes.contains_key(&key.name),
             Kind::Secret | Kind::ConfigMap => self.trust.contains(key),
+            Kind::AuthorizationPolicy => self.policies.contains_key(&key.name),
         }
     }
 
@@ -149,6 +154,7 @@ impl View {
             slices: all(&self.slices),
             pods: self.pods.values().cloned().collect(),
             nodes: self.nodes.values().cloned().collect(),
+            policies: self.policies.values().cloned().collect(),
         }
     }
 
@@ -164,6 +170,7 @@ impl View {
                 // The snapshot does not have it.
                 false
             }
+            Object::Policy(policy) => self.put_policy(key.name, policy),
         };
         self.changes += u64::from(changed);
     }
@@ -186,6 +193,7 @@ impl View {
                 self.dirty.extend(self.trust.remove(key).iter().cloned());
                 false
             }
+            Kind::AuthorizationPolicy => self.remove_policy(&key.name),
         };
         self.changes += u64::from(known);
     }
@@ -312,6 +320,25 @@ impl View {
         true
     }
 
+    fn put_policy(&mut self, name: Arc<str>, policy: PolicyObject) -> bool {
+        if self.policies.get(&name).is_some_and(|old| **old == policy) {
+            return false;
+        }
+        self.directory.policies.put(Arc::clone(&policy.policy));
+        self.policies.insert(name, Arc::new(policy));
+        self.changed = true;
+        true
+    }
+
+    fn remove_policy(&mut self, name: &Arc<str>) -> bool {
+        let known = self.policies.remove(name).is_some();
+        if known {
+            self.directory.policies.remove(name);
+            self.changed = true;
+        }
+        known
+    }
+
     /// Endpoints at the node's old and new addresses are judged anew, and those on loopback when podCIDRs moved.
     fn touch_node(&mut self, old: Option<&Node>, new: Option<&Node>) {
         let of = |node: Option<&Node>| node.map(|node| node.addresses.clone()).unwrap_or_default();
@@ -416,4 +443,5 @@ pub(crate) struct Objects {
     pub(crate) slices: Vec<(Arc<str>, Arc<SliceObject>)>,
     pub(crate) pods: Vec<Arc<Pod>>,
     pub(crate) nodes: Vec<Arc<Node>>,
+    pub(crate) policies: Vec<Arc<PolicyObject>>,
 }

@@ -424,3 +424,26 @@ async fn certificates_of_services_are_in_the_folder() {
     under.status("the loss", |s| has(s, "certificates", "what was read last is used on")).await;
     assert_eq!(key(&under.handle.load()), Some(b"KEY-2".to_vec()));
 }
+
+#[tokio::test]
+async fn policies_in_a_folder_are_kept_whatever_is_wrong_with_them() {
+    let policy = |spec: &str| {
+        format!(
+            "apiVersion: posthouse.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let mut under = Under::start(&[("p.yaml", policy("{action: Deny}")), ("a.yaml", service("web", 80))]).await;
+    let accepted = |d: &Directory| d.policies.get("shop/p").map(|policy| policy.problem().is_none());
+    assert_eq!(accepted(&under.handle.load()), Some(true));
+    under.replace("p.yaml", &policy("{action: Deny, rules: [{when: x}]}"));
+    under.until("a condition that is none", |d| accepted(d) == Some(false)).await;
+    let problems = under.status("the problem", |s| !s.problems.is_empty()).await.problems;
+    assert!(problems[0].error.contains("spec.rules[0].when"), "{problems:?}");
+    under.replace("p.yaml", &policy("{action: Deny, rules: [{}]}"));
+    under.until("a good one", |d| accepted(d) == Some(true)).await;
+    under.replace("p.yaml", &policy("{action: Deny, rules: ["));
+    under.status("half a file", |s| s.problems.iter().any(|problem| problem.source == "p.yaml")).await;
+    assert_eq!(accepted(&under.handle.load()), Some(true), "half a file takes nothing away");
+    fs::remove_file(under.path("p.yaml")).unwrap();
+    under.until("its end", |d| accepted(d).is_none()).await;
+}

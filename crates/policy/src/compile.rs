@@ -86,31 +86,33 @@ impl Policy {
     /// whole namespace where not even these can be read. A broken one in dry run denies nothing, if that much is written.
     #[must_use]
     pub fn read(namespace: &str, name: &str, spec: &Value) -> Self {
-        let key: Arc<str> = Arc::from([namespace, "/", name].concat());
-        let namespace: Arc<str> = Arc::from(namespace);
         let parsed = AuthorizationPolicySpec::deserialize(spec);
-        let refs = match &parsed {
-            Ok(spec) => Some(spec.target_refs.clone().unwrap_or_default()),
-            Err(_) => spec
-                .get("targetRefs")
-                .filter(|refs| !refs.is_null())
-                .map_or_else(|| Ok(Vec::new()), Vec::<TargetRef>::deserialize)
-                .ok(),
+        let parsed = parsed.map_err(|error| Problem::Unreadable(error.to_string()));
+        let effect = parsed.and_then(|spec| Ok(Effect::Rules { action: spec.action, rules: rules(&spec, namespace)? }));
+        Self::with(namespace, name, spec, effect)
+    }
+
+    /// A policy that is broken whatever its `spec` says, which tells its targets.
+    #[must_use]
+    pub fn broken(namespace: &str, name: &str, spec: &Value, problem: Problem) -> Self {
+        Self::with(namespace, name, spec, Err(problem))
+    }
+
+    fn with(namespace: &str, name: &str, spec: &Value, effect: Result<Effect, Problem>) -> Self {
+        let written = spec.get("targetRefs").filter(|refs| !refs.is_null());
+        let refs = written.map_or_else(|| Ok(Vec::new()), Vec::<TargetRef>::deserialize);
+        let targets = refs.map_err(|error| Problem::Unreadable(error.to_string())).and_then(|refs| targets(&refs));
+        let (targets, effect) = match (targets, effect) {
+            (Ok(targets), effect) => (targets, effect.unwrap_or_else(Effect::Broken)),
+            (Err(_), Err(problem)) | (Err(problem), Ok(_)) => (Box::default(), Effect::Broken(problem)),
         };
-        let targets = refs.map(|refs| targets(&refs));
-        let rules = match parsed {
-            Ok(spec) => rules(&spec, &namespace).map(|rules| Effect::Rules { action: spec.action, rules }),
-            Err(error) => Err(Problem::Unreadable(error.to_string())),
-        };
-        let dry_run = spec.get("dryRun").and_then(Value::as_bool).unwrap_or(false);
-        let (targets, effect) = match (targets, rules) {
-            (Some(Ok(targets)), rules) => (targets, rules.unwrap_or_else(Effect::Broken)),
-            (Some(Err(problem)), Ok(_)) => (Box::default(), Effect::Broken(problem)),
-            (Some(Err(_)) | None, Err(problem)) => (Box::default(), Effect::Broken(problem)),
-            // Refs that do not parse spoil the whole.
-            (None, Ok(_)) => (Box::default(), Effect::Broken(Problem::Unreadable("its targetRefs".to_owned()))),
-        };
-        Self { key, namespace, targets, dry_run, effect }
+        Self {
+            key: Arc::from([namespace, "/", name].concat()),
+            namespace: Arc::from(namespace),
+            targets,
+            dry_run: spec.get("dryRun").and_then(Value::as_bool).unwrap_or(false),
+            effect,
+        }
     }
 
     /// `namespace/name`.

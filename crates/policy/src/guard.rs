@@ -21,10 +21,10 @@ pub struct Set {
 
 impl Set {
     /// Adds or replaces a policy.
-    pub fn put(&mut self, policy: Policy) {
+    pub fn put(&mut self, policy: impl Into<Arc<Policy>>) {
+        let policy = policy.into();
         let key = Arc::clone(policy.key());
         self.remove(&key);
-        let policy = Arc::new(policy);
         for target in targets(&policy) {
             self.by_target.entry(target).or_default().insert(Arc::clone(&key), Arc::clone(&policy));
         }

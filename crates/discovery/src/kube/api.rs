@@ -27,6 +27,8 @@ pub(crate) enum Failure {
     Gone(String),
     /// Nobody listens there, or nothing leads there: ask again soon, which costs the server nothing.
     Unreachable(String),
+    /// The API does not have this kind, and may do without.
+    Absent(String),
     /// Anything else: ask again later.
     Other(String),
 }
@@ -34,7 +36,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn text(&self) -> &str {
         match self {
-            Self::Gone(text) | Self::Unreachable(text) | Self::Other(text) => text,
+            Self::Gone(text) | Self::Unreachable(text) | Self::Absent(text) | Self::Other(text) => text,
         }
     }
 
@@ -81,6 +83,8 @@ pub(crate) struct Api {
     /// The first list may be as old as the server's cache, which has an index for `fields`; asked for the newest state, an
     /// older server goes through every object of the cluster in etcd. Later lists must not be older than what was seen.
     cached: bool,
+    /// Whether the API may lack this kind.
+    optional: bool,
     timing: Timing,
 }
 
@@ -90,7 +94,7 @@ impl Api {
         let permission = Permission::to_read(kind);
         let fields = (kind == Kind::Pod).then(|| format!("spec.nodeName={node_name}"));
         let request = Arc::new(Request::new(permission.path()));
-        Self { client, permission, request, fields, cached: false, timing }
+        Self { client, permission, request, fields, cached: false, optional: kind.is_optional(), timing }
     }
 
     /// The Pods of any node, one of many whose lists must be cheap.
@@ -103,12 +107,20 @@ impl Api {
         let permission = Permission::to_read(kind);
         let fields = (kind == Kind::Secret).then(|| format!("type={TLS_SECRET}"));
         let request = Arc::new(Request::new(permission.path_in(namespace)));
-        Self { client, permission, request, fields, cached: false, timing }
+        Self { client, permission, request, fields, cached: false, optional: false, timing }
     }
 
     /// A list is complete.
     pub(crate) fn listed(&mut self) {
         self.cached = false;
+    }
+
+    /// By the status that the server gave to a request for the collection itself.
+    fn refusal(&self, code: u16, message: &str) -> Failure {
+        match Failure::of_status(code, message) {
+            Failure::Gone(text) if code == 404 && self.optional => Failure::Absent(text),
+            failure => failure,
+        }
     }
 
     /// Every request names its verb here, so that the tests end one that the list of permissions does not have.
@@ -132,7 +144,7 @@ impl Api {
             .await
             .map_err(|_| Failure::Other(format!("no complete answer within {:?}", self.timing.page)))?
             .map_err(|error| match error {
-                kube::Error::Api(status) => Failure::of_status(status.code, &status.message),
+                kube::Error::Api(status) => self.refusal(status.code, &status.message),
                 error => Failure::unanswered(&error),
             })
     }
@@ -155,7 +167,7 @@ impl Api {
             let said: ApiStatus = serde_json::from_slice(&body).unwrap_or_default();
             let message =
                 if said.message.is_empty() { status.canonical_reason().unwrap_or("?") } else { &said.message };
-            Err(Failure::of_status(status.as_u16(), message))
+            Err(self.refusal(status.as_u16(), message))
         };
         timeout(self.timing.open, open)
             .await

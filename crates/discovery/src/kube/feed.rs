@@ -26,10 +26,16 @@ pub(crate) struct Feed {
     pub(crate) unreachable: Notify,
 }
 
+const KINDS: usize = Kind::ALL.len();
+
 struct State {
     writer: Writer,
-    /// Which kinds the API has listed.
-    listed: [bool; 4],
+    /// Which kinds the API has listed, or does not have.
+    listed: [bool; KINDS],
+    /// Which kinds the snapshot tells of.
+    warmed: [bool; KINDS],
+    /// Of which kinds the last list was empty although objects were known, and was not believed.
+    doubted: [bool; KINDS],
     /// The namespaces whose Secrets or ConfigMaps were not asked for yet: a Service that shows a certificate must have it
     /// before there are requests.
     unasked: HashSet<(Kind, Arc<str>)>,
@@ -158,6 +164,12 @@ impl Taker for OfKind {
     }
 
     fn failed(&self, failure: &Failure) {
+        if let Failure::Absent(_) = failure {
+            // That is an answer, too.
+            self.feed.absent(self.kind);
+            self.board.absent(self.kind);
+            return;
+        }
         self.board.failed(self.kind, failure.text());
         if matches!(failure, Failure::Unreachable(_)) {
             self.feed.unreachable.notify_one();
@@ -177,7 +189,9 @@ impl Feed {
             .iter()
             .flat_map(|of| [Kind::Secret, Kind::ConfigMap].map(|kind| (kind, Arc::clone(of))))
             .collect();
-        Self { state: Mutex::new(State { writer, listed: [false; 4], unasked }), unreachable: Notify::new() }
+        let [listed, warmed, doubted] = [[false; KINDS]; 3];
+        let state = State { writer, listed, warmed, doubted, unasked };
+        Self { state: Mutex::new(state), unreachable: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -191,7 +205,7 @@ impl Feed {
 
     /// Whether every kind has been listed.
     pub(crate) fn is_complete(&self) -> bool {
-        self.lock().listed == [true; 4]
+        self.lock().listed == [true; KINDS]
     }
 
     /// Takes a page of a list.
@@ -208,7 +222,10 @@ impl Feed {
         let known = state.writer.view.len(kind);
         // A cluster without Services, slices or Nodes is a server that lost its data or that we may not read; a node whose Pods
         // are all gone is one, too, since our own is among them.
-        if seen.is_empty() && known > 0 {
+        // Policies may all be deleted, and that while nobody watched: the second such list in a row is believed.
+        let empty = seen.is_empty() && known > 0;
+        let doubted = std::mem::replace(&mut state.doubted[kind.index()], empty);
+        if empty && !(doubted && kind.is_optional()) {
             return Err(Failure::Other(format!(
                 "the API lists no {kind} where {known} were known; that is not believed, the last good view stays"
             )));
@@ -219,9 +236,24 @@ impl Feed {
         for key in &gone {
             state.writer.board.mended(SOURCE, &key.to_string());
         }
-        state.listed[kind.index()] = true;
-        state.settle();
+        state.writer.board.mended(SOURCE, kind.as_str());
+        state.doubted[kind.index()] = false;
+        state.listed(kind);
         Ok(())
+    }
+
+    /// The API does not have this kind. What is known of it stays: a server that is starting says so, too, and to forget a
+    /// policy is to allow what it denies.
+    pub(crate) fn absent(&self, kind: Kind) {
+        let mut state = self.lock();
+        let known = state.writer.view.len(kind);
+        if known > 0 {
+            let error = format!(
+                "the API has no such kind any more; the {known} that were known stay in force. To be rid of them install the CRD again"
+            );
+            state.writer.board.problem(SOURCE, kind.as_str(), &error);
+        }
+        state.listed(kind);
     }
 
     /// The same of a list of one namespace's Secrets or ConfigMaps. All of them may be deleted, so an empty list is believed:
@@ -262,7 +294,7 @@ impl Feed {
     /// There is none in it: then it is no view at all, and readiness must wait for the API.
     pub(crate) fn warm(&self, snapshot: &Snapshot) -> Result<(), ReadError> {
         let mut state = self.lock();
-        if state.listed == [true; 4] {
+        if state.listed == [true; KINDS] {
             return Ok(());
         }
         let mut found = 0_usize;
@@ -272,7 +304,8 @@ impl Feed {
                 continue;
             };
             found += 1;
-            let listed = state.listed[reduced.key.kind.index()];
+            // Of others (Secrets) a snapshot of ours has nothing.
+            let listed = state.listed.get(reduced.key.kind.index()).is_none_or(|listed| *listed);
             if !listed && !state.writer.view.contains(&reduced.key) {
                 state.writer.apply(*reduced);
             }
@@ -280,13 +313,13 @@ impl Feed {
         if found == 0 {
             return Err(ReadError::Broken("it has no objects".to_owned()));
         }
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| snapshot.kinds.iter().any(|known| known == kind.as_str())) {
+            state.warmed[kind.index()] = true;
             if !state.listed[kind.index()] {
                 state.writer.board.warmed(kind, snapshot.written);
             }
         }
-        state.writer.view.set_complete();
-        state.writer.publish();
+        state.settle();
         tracing::warn!(objects = found, "the API did not answer at once: serving by the snapshot of the last run");
         Ok(())
     }
@@ -295,7 +328,7 @@ impl Feed {
     pub(crate) fn to_keep(&self, written: Option<u64>) -> Option<(u64, Objects)> {
         let state = self.lock();
         let changes = state.writer.view.changes();
-        (state.listed == [true; 4] && written != Some(changes)).then(|| (changes, state.writer.view.objects()))
+        (state.listed == [true; KINDS] && written != Some(changes)).then(|| (changes, state.writer.view.objects()))
     }
 }
 
@@ -349,9 +382,17 @@ impl Taker for OfNamespace {
 }
 
 impl State {
-    /// Publishes; the view is complete once everything was listed.
+    /// Everything is known of a kind.
+    fn listed(&mut self, kind: Kind) {
+        self.listed[kind.index()] = true;
+        self.settle();
+    }
+
+    /// Publishes; the view is complete once each kind was listed or is in the snapshot. A snapshot is served without waiting
+    /// for certificates, which it does not have.
     fn settle(&mut self) {
-        if self.listed == [true; 4] && self.unasked.is_empty() {
+        let known = self.listed.iter().zip(&self.warmed).all(|(listed, warmed)| *listed || *warmed);
+        if known && (self.unasked.is_empty() || self.warmed.contains(&true)) {
             self.writer.view.set_complete();
         }
         self.writer.publish();

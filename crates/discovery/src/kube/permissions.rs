@@ -49,11 +49,12 @@ pub struct Permission {
 }
 
 /// Everything that is asked for.
-pub const PERMISSIONS: [Permission; 4] = [
+pub const PERMISSIONS: [Permission; 5] = [
     Permission::to_read(Kind::Service),
     Permission::to_read(Kind::EndpointSlice),
     Permission::to_read(Kind::Node),
     Permission::to_read(Kind::Pod),
+    Permission::to_read(Kind::AuthorizationPolicy),
 ];
 
 /// What is asked for in each namespace of `--tls-secret-namespaces`, and in no other. RBAC knows neither types nor names that are not
@@ -65,6 +66,7 @@ impl Permission {
     pub(crate) const fn to_read(kind: Kind) -> Self {
         const VERBS: &[Verb] = &[Verb::List, Verb::Watch];
         let (group, resource, why) = match kind {
+            Kind::AuthorizationPolicy => (posthouse_policy::GROUP, "authorizationpolicies", "who may call what"),
             Kind::Service => ("", "services", "names, ports and cluster addresses"),
             Kind::EndpointSlice => ("discovery.k8s.io", "endpointslices", "pods of each Service; the other proxies"),
             Kind::Node => ("", "nodes", "which addresses are nodes and which are pods"),
@@ -76,7 +78,11 @@ impl Permission {
             Kind::Secret => ("", "secrets", "certificates of Services; requested for `type` = kubernetes.io/tls"),
             Kind::ConfigMap => ("", "configmaps", "`ca.crt`, by which Services and their pods are verified"),
         };
-        Self { group, version: "v1", resource, verbs: VERBS, why }
+        let version = match kind {
+            Kind::AuthorizationPolicy => posthouse_policy::VERSION,
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod | Kind::Secret | Kind::ConfigMap => "v1",
+        };
+        Self { group, version, resource, verbs: VERBS, why }
     }
 
     /// The path of a namespace's part of the collection.
@@ -110,7 +116,13 @@ mod tests {
     #[test]
     fn paths_are_those_of_the_api() {
         let paths = PERMISSIONS.map(|permission| permission.path());
-        let wanted = ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/nodes", "/api/v1/pods"];
+        let wanted = [
+            "/api/v1/services",
+            "/apis/discovery.k8s.io/v1/endpointslices",
+            "/api/v1/nodes",
+            "/api/v1/pods",
+            "/apis/posthouse.io/v1alpha1/authorizationpolicies",
+        ];
         assert_eq!(paths, wanted);
     }
 }

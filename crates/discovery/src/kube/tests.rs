@@ -14,6 +14,7 @@ use crate::writer::Writer;
 mod away;
 mod bad_answers;
 mod claims;
+mod policies;
 mod secrets;
 mod server;
 
@@ -176,7 +177,7 @@ async fn only_pods_are_asked_for_by_node() {
     let server = Server::start(&script).await;
     let mut under = Under::start(&server.client(), asked, quick());
     let mut selectors = std::collections::HashMap::new();
-    while selectors.len() < 8 {
+    while selectors.len() < 2 * Kind::ALL.len() {
         let asked = under.asked.recv().await.unwrap();
         selectors.insert((asked.kind, asked.watch), asked.query("fieldSelector").map(str::to_owned));
         if asked.watch {

@@ -103,7 +103,7 @@ impl<T: Taker> Watch<T> {
                 }
             },
             // The token is of no use any more. A page that failed otherwise is asked for again, not the whole list.
-            Err(failure @ Failure::Gone(_)) => {
+            Err(failure @ (Failure::Gone(_) | Failure::Absent(_))) => {
                 self.failed(&failure).await;
                 State::list()
             }
@@ -156,7 +156,7 @@ impl<T: Taker> Watch<T> {
     async fn lost(&mut self, failure: &Failure, version: String) -> State {
         self.failed(failure).await;
         match failure {
-            Failure::Gone(_) => State::list(),
+            Failure::Gone(_) | Failure::Absent(_) => State::list(),
             Failure::Unreachable(_) | Failure::Other(_) => State::Open { version },
         }
     }
@@ -166,6 +166,10 @@ impl<T: Taker> Watch<T> {
         let nodes = self.taker.crowd();
         let wait = match failure {
             Failure::Unreachable(_) => self.backoff.unreachable(nodes),
+            Failure::Absent(_) => {
+                self.backoff.reset();
+                jittered(self.timing.absent)
+            }
             Failure::Gone(_) | Failure::Other(_) => self.backoff.next(nodes),
         };
         sleep(wait).await;
@@ -186,7 +190,7 @@ struct Backoff {
 
 /// A server that has just started answers with errors for a while: its caches load, its roles are not there yet.
 const STARTING: Duration = Duration::from_secs(60);
-/// A node's share of the whole cluster's haste: with four watches each, all nodes together ask about 1,000 times a second.
+/// A node's share of the whole cluster's haste: with five watches each, all nodes together ask about 1,250 times a second.
 const SHARE: Duration = Duration::from_millis(4);
 /// As long as no Node is known, a cluster of this size is assumed: 5 s.
 const UNKNOWN_SIZE: u32 = 1_250;

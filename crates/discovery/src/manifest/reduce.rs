@@ -73,6 +73,8 @@ pub(super) fn object(
         Kind::Node => Some(Object::Node(node(raw, key, &mut notes))),
         Kind::Secret => secret(raw)?.map(Object::Material),
         Kind::ConfigMap => config_map(raw)?.map(Object::Material),
+        // They have a way of their own; see `policy`.
+        Kind::AuthorizationPolicy => None,
     };
     Ok((object, notes))
 }

@@ -5,7 +5,7 @@ use posthouse_model::{AppProtocol, EndpointState, ServiceKind};
 use proptest::prelude::*;
 
 use super::*;
-use crate::object::{Object, ServiceObject, SliceObject};
+use crate::object::{Object, PolicyObject, ServiceObject, SliceObject};
 
 fn context() -> Context {
     Context::new(Arc::from("node-a"))
@@ -258,4 +258,70 @@ proptest! {
             prop_assert!(document.line >= 1 && document.line <= lines.len());
         }
     }
+}
+
+/// Each policy of a text: its key, whether it is accepted, its targets.
+fn policies(parsed: Result<Parsed, Unfit>) -> Vec<(String, bool, Vec<String>)> {
+    match parsed {
+        Ok(Parsed::List(items)) => items.into_iter().flat_map(policies).collect(),
+        Ok(Parsed::Object(reduced)) => match reduced.object {
+            Some(Object::Policy(PolicyObject { policy, .. })) => {
+                assert_eq!(*policy.key(), reduced.key.name);
+                assert_eq!(policy.problem().is_some(), !reduced.notes.is_empty());
+                let targets = policy.targets().iter().map(ToString::to_string).collect();
+                vec![(policy.key().to_string(), policy.problem().is_none(), targets)]
+            }
+            _ => vec![],
+        },
+        _ => vec![],
+    }
+}
+
+#[test]
+fn a_policy_that_does_not_fit_is_kept_as_broken() {
+    let web = "targetRefs: [{kind: Service, name: web}]";
+    let head = "apiVersion: posthouse.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}";
+    let of = |text: &str| policies(yaml(text, &mut context()));
+    let kept = |accepted, targets: &[&str]| {
+        vec![("shop/p".to_owned(), accepted, targets.iter().map(|target| (*target).to_owned()).collect::<Vec<_>>())]
+    };
+    assert_eq!(of(&format!("{head}\nspec: {{action: Deny, {web}}}")), kept(true, &["web"]));
+    assert_eq!(of(&format!("spec: {{action: Deny, {web}}}\n{head}")), kept(true, &["web"]), "in any order");
+    for broken in [
+        "spec: {action: Deny, ports: x, targetRefs: [{kind: Service, name: web}]}",
+        "spec: {action: [], targetRefs: [{kind: Service, name: web}]}",
+        "spec: {targetRefs: [{kind: Service, name: web}], podCIDRs: 7}",
+    ] {
+        assert_eq!(of(&format!("{head}\n{broken}")), kept(false, &["web"]), "{broken}");
+    }
+    for broken in
+        ["", "spec: text", "spec: [1]", "spec: {action: Deny, targetRefs: web}", "spec: {1: 2}", "spec: {[a]: 2}"]
+    {
+        assert_eq!(of(&format!("{head}\n{broken}")), kept(false, &[]), "{broken}");
+    }
+    let newer = head.replace("v1alpha1", "v2");
+    assert_eq!(of(&format!("{newer}\nspec: {{action: Deny, {web}}}")), kept(false, &["web"]), "an unknown version");
+    let other = head.replace("posthouse.io", "linkerd.io");
+    assert!(matches!(yaml(&format!("{other}\nspec: {{}}"), &mut context()), Ok(Parsed::Other)));
+    let nameless = "apiVersion: posthouse.io/v1alpha1\nkind: AuthorizationPolicy\nspec: {}";
+    assert!(yaml(nameless, &mut context()).is_err());
+
+    // In lists, with others beside them, and as JSON.
+    let list = format!(
+        "kind: List\nitems:\n- {{kind: Service, apiVersion: v1, metadata: {{name: web}}, spec: {{ports: []}}}}\n- {}\n- {}",
+        format!("{head}\nspec: {{action: Deny, {web}}}").replace('\n', "\n  "),
+        format!("{head}\nspec: text").replace('\n', "\n  "),
+    );
+    let wanted: Vec<_> = kept(true, &["web"]).into_iter().chain(kept(false, &[])).collect();
+    assert_eq!(of(&list), wanted);
+    let value: serde_json::Value = serde_norway::from_str(&list).unwrap();
+    assert_eq!(policies(json(&value.to_string(), &mut context())), wanted);
+    for item in value["items"].as_array().unwrap() {
+        let item = item.to_string();
+        assert_eq!(policies(json_item(&item, None, &mut context())).len(), usize::from(item.contains("posthouse")));
+        let typed = policies(json_item(&item, Some(Kind::AuthorizationPolicy), &mut context()));
+        assert_eq!(typed.len(), usize::from(item.contains("posthouse")), "another kind is none of ours");
+    }
+    let typed = list.replace("kind: List", "kind: AuthorizationPolicyList");
+    assert_eq!(of(&typed), wanted);
 }

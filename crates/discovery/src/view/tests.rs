@@ -325,6 +325,11 @@ fn any_object() -> impl Strategy<Value = String> {
             ip,
             if local { "127.0.1.0/24" } else { "10.1.0.0/24" }
         )),
+        (names(), names(), bools()).prop_map(|(name, target, fits)| format!(
+            "apiVersion: posthouse.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{action: {}, targetRefs: [{{kind: Service, name: {target}}}]}}",
+            if fits { "Deny" } else { "None" }
+        )),
         (names(), ips()).prop_map(|(name, ip)| slice(
             &format!("p{name}"),
             "posthouse",
@@ -375,6 +380,12 @@ fn seen(directory: &Directory) -> Vec<String> {
     all.extend(directory.pods().map(|pod| format!("{pod:?}")));
     all.extend(directory.peers().map(|peer| format!("{peer:?}")));
     all.push(format!("{:?}", directory.size()));
+    all.extend(directory.policies.iter().map(|policy| format!("{policy:?}")));
+    // Who is concerned, by the index.
+    all.extend(["a", "b"].map(|name| {
+        let guard = directory.policies.concerning("shop", std::iter::once(name));
+        format!("{name} {guard:?}")
+    }));
     all.sort();
     all
 }

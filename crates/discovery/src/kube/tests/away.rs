@@ -105,7 +105,9 @@ async fn a_start_without_a_server_serves_the_snapshot_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot.json");
     let node = r#"{"kind":"Node","apiVersion":"v1","metadata":{"name":"node-a"}}"#;
-    std::fs::write(&path, format!("{{\"written\":1}}\n{{\"kind\":\"List\",\"items\":[{node}]}}\n")).unwrap();
+    let kinds = Kind::ALL.map(|kind| format!("\"{kind}\"")).join(",");
+    let head = format!("{{\"written\":1,\"kinds\":[{kinds}]}}");
+    std::fs::write(&path, format!("{head}\n{{\"kind\":\"List\",\"items\":[{node}]}}\n")).unwrap();
     let (script, asked) = Script::new();
     script.set_away(true);
     let timing = Timing { grace: Duration::from_secs(3600), ..Timing::default() };

@@ -29,6 +29,8 @@ pub(super) enum Answer {
     Text(String),
     /// A status, as the API's Status object.
     Status(u16),
+    /// What the API says to a path that it does not have.
+    NoSuchPath,
     /// A body that is sent as the test says; dropping the sender ends it, an error cuts it off.
     Stream(mpsc::UnboundedReceiver<io::Result<Bytes>>),
     /// Nothing, ever.
@@ -104,6 +106,7 @@ impl Script {
             "/api/v1/nodes" => Kind::Node,
             "/api/v1/namespaces/shop/secrets" => Kind::Secret,
             "/api/v1/namespaces/shop/configmaps" => Kind::ConfigMap,
+            "/apis/posthouse.io/v1alpha1/authorizationpolicies" => Kind::AuthorizationPolicy,
             other => panic!("nobody may ask for {other}"),
         };
         let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
@@ -124,6 +127,7 @@ impl Script {
             Some(Answer::List(items, version, token)) => (200, whole(list(&items, version, token))),
             Some(Answer::Text(text)) => (200, whole(text)),
             Some(Answer::Status(code)) => (code, whole(status(code))),
+            Some(Answer::NoSuchPath) => (404, whole("404 page not found\n".to_owned())),
             Some(Answer::Stream(receive)) => (200, Sent(receive).boxed_unsync()),
             Some(Answer::Silence) => return std::future::pending().await,
             Some(Answer::Refused) => return Err(io::ErrorKind::ConnectionRefused.into()),
