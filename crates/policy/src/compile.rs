@@ -99,8 +99,7 @@ impl Policy {
     }
 
     fn with(namespace: &str, name: &str, spec: &Value, effect: Result<Effect, Problem>) -> Self {
-        let written = spec.get("targetRefs").filter(|refs| !refs.is_null());
-        let refs = written.map_or_else(|| Ok(Vec::new()), Vec::<TargetRef>::deserialize);
+        let refs = spec.get("targetRefs").map_or_else(|| Ok(Vec::new()), Vec::<TargetRef>::deserialize);
         let targets = refs.map_err(|error| Problem::Unreadable(error.to_string())).and_then(|refs| targets(&refs));
         let (targets, effect) = match (targets, effect) {
             (Ok(targets), effect) => (targets, effect.unwrap_or_else(Effect::Broken)),
@@ -453,6 +452,10 @@ mod tests {
                 "core",
             ),
             (rule(json!({"form": []})), "", "`form`"),
+            (rule(json!({"from": null})), "", "null"),
+            (rule(json!({"when": null})), "", "null"),
+            (rule(json!({"from": [{"namespaces": ["a"], "serviceAccounts": null}]})), "", "null"),
+            (json!({"action": "Deny", "targetRefs": null}), "", "null"),
             (rule(json!({"from": [{}]})), "spec.rules[1].from[0]", "says nothing"),
             (rule(json!({"to": [{}]})), "spec.rules[1].to[0]", "says nothing"),
             (rule(json!({"from": [{"namespaces": []}]})), "spec.rules[1].from[0].namespaces", "empty"),

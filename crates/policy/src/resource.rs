@@ -2,7 +2,7 @@
 
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The API group of our resources.
 pub const GROUP: &str = "posthouse.io";
@@ -34,17 +34,17 @@ pub const KIND: &str = "AuthorizationPolicy";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// The Services of this namespace whose pods it concerns, on all their ports. Absent or empty: every pod of the namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub target_refs: Option<Vec<TargetRef>>,
     /// What happens to a request that the policy matches.
     pub action: Action,
     /// Only report what the policy would deny, in metrics and logs; nothing is denied by it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
     /// The policy matches where any of its rules does. No rules match nothing: an Allow policy without rules allows nothing,
     /// which denies every request to its targets that no other Allow policy matches.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub rules: Option<Vec<Rule>>,
 }
@@ -54,7 +54,7 @@ pub struct AuthorizationPolicySpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// The API group: the core group, which is written as nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = [""]))]
     pub group: Option<String>,
     /// `Service`.
@@ -90,17 +90,17 @@ impl Action {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// Who asks: one of these. Absent or empty: anyone, whether identified or not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub from: Option<Vec<From>>,
     /// What is asked for: one of these. Absent or empty: anything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub to: Option<Vec<To>>,
     /// A condition in CEL, of at most 4096 bytes, over `source` (`namespace`, `pod`, `serviceAccount`, `node`, `identified`),
     /// `request` (`method`, `path`, `host`; null for a tunnel) and `target` (`namespace`, `pod`, `port`). Macros may walk over
     /// lists that are written out. What fails to evaluate does not match in an Allow policy and matches in a Deny policy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub when: Option<String>,
 }
@@ -111,20 +111,20 @@ pub struct Rule {
 #[schemars(extend("minProperties" = 1))]
 pub struct From {
     /// One of these service accounts: `namespace/name`, `name` (of the policy's own namespace) or `namespace/*`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub service_accounts: Option<Vec<String>>,
     /// A pod in one of these namespaces.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub namespaces: Option<Vec<String>>,
     /// From one of these nodes. A node is known by its certificate, also where the pod is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub nodes: Option<Vec<String>>,
     /// true: only those who are not identified as a pod. false: only those who are. A Deny policy on certain accounts or
     /// namespaces does not match who is not identified; where that matters, write an Allow policy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub unidentified: Option<bool>,
 }
 
@@ -136,21 +136,21 @@ pub struct From {
 #[schemars(extend("minProperties" = 1))]
 pub struct To {
     /// One of these HTTP methods, in capitals. gRPC calls have POST.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub methods: Option<Vec<String>>,
     /// One of these paths. Paths are compared without the query, in normal form and with percent-encoding undone; they are
     /// case-sensitive. gRPC calls have `/package.Service/Method`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub paths: Option<Vec<PathMatch>>,
     /// One of these ports that the pod listens on (not the Service's).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), inner(range(min = 1, max = 65535)))]
     pub ports: Option<Vec<u16>>,
     /// One of these hosts, as the client wrote it and without a port: exact, or `*.example.org` for every name below
     /// `example.org`. Case does not matter.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub hosts: Option<Vec<String>>,
 }
@@ -162,14 +162,20 @@ pub struct To {
 pub struct PathMatch {
     /// This path: absolute, in normal form, without query. `*` is that of `OPTIONS *`. A slash at the end makes a difference
     /// here, but not to every server: a Deny rule is safer with `prefix`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub exact: Option<String>,
     /// This path and every one below it, by whole segments: `/api` matches `/api` and `/api/x`, not `/apix`. A slash at the
     /// end makes no difference.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub prefix: Option<String>,
+}
+
+/// A field that is given has a value: null, which is what a template makes of a value that is missing, would mean anyone or
+/// anything.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
 }
 
 /// How the policy fares.

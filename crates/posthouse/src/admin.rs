@@ -6,6 +6,7 @@ mod config;
 mod guard;
 mod identity;
 mod peers;
+mod policies;
 mod services;
 
 use std::future::Future;
@@ -40,6 +41,7 @@ pub(crate) const PATHS: &[PathDoc] = &[
         help: "one Service with every endpoint: node, state, requests in flight, latency, failures",
     },
     PathDoc { path: "/peers", help: "the proxies of the other nodes and the links to them" },
+    PathDoc { path: "/policies", help: "every AuthorizationPolicy with its targets, and why it is not accepted if so" },
     PathDoc {
         path: "/config",
         help: "effective configuration, state of each watch, what was skipped and why, version",
@@ -94,6 +96,7 @@ impl Admin {
             ["services"] => services::list(&self.directory.load()),
             ["services", namespace, name] => services::one(&self.directory.load(), namespace, name),
             ["peers"] => peers::list(&self.directory.load(), (self.links)(), &self.config.node_name),
+            ["policies"] => policies::list(&self.directory.load()),
             ["config"] => config::show(self),
             ["identity"] => identity::show(self.config.tls.as_ref(), self.certificates.as_ref()),
             ["metrics"] => self.telemetry.metrics().await,

@@ -12,7 +12,9 @@ use std::process::Command;
 #[path = "chart/controller.rs"]
 mod controller;
 
+use kube::CustomResourceExt;
 use posthouse_discovery::{PERMISSIONS, Permission, TLS_PERMISSIONS};
+use posthouse_policy::AuthorizationPolicy;
 use serde_json::Value as Json;
 use serde_norway::{Mapping, Value as Yaml};
 
@@ -361,6 +363,79 @@ fn values_have_the_defaults_and_choices_of_their_flags() {
     assert_eq!(trust_domain.1.default.as_ref().and_then(Json::as_str), Some(trust_domain.0.default.as_str()));
     let (drain, row) = named("--drain", "drainSeconds");
     assert_eq!(format!("{}s", row.default.as_ref().unwrap()), drain.default);
+}
+
+/// The definition as the types have it, in Helm's clothes.
+#[test]
+fn the_crd_is_that_of_the_program() {
+    const FILE: &str = "charts/posthouse/templates/crd-authorizationpolicies.yaml";
+    const HEAD: &str = "\
+{{- if .Values.crds.install }}
+# Made from the types in crates/policy/src/resource.rs; UPDATE_REFERENCE=1 cargo test -p posthouse --test chart writes it anew.
+";
+    let crd = serde_json::to_value(AuthorizationPolicy::crd()).unwrap();
+    assert_eq!(crd["metadata"], serde_json::json!({"name": "authorizationpolicies.posthouse.io"}));
+    let spec = serde_norway::to_string(&serde_json::json!({"spec": crd["spec"]})).unwrap();
+    assert!(!spec.contains("{{"), "Helm would read it as a template");
+    let wanted = format!(
+        "{HEAD}apiVersion: {}
+kind: {}
+metadata:
+  name: authorizationpolicies.posthouse.io
+  labels:
+    {{{{- include \"posthouse.labels\" (dict \"root\" . \"component\" \"proxy\") | nindent 4 }}}}
+  annotations:
+    # With the definition every policy would go.
+    helm.sh/resource-policy: keep
+{spec}{{{{- end }}}}
+",
+        crd["apiVersion"].as_str().unwrap(),
+        crd["kind"].as_str().unwrap(),
+    );
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(path(FILE), wanted).unwrap();
+        return;
+    }
+    let found = read(FILE);
+    for (found, wanted) in found.lines().zip(wanted.lines()) {
+        assert_eq!(found, wanted, "{FILE}; {UPDATE}");
+    }
+    assert_eq!(found, wanted, "{FILE}; {UPDATE}");
+}
+
+/// What the API server demands of a structural schema, as far as our types could break it, and that each field is explained.
+#[test]
+fn the_crd_can_be_installed() {
+    fn walk(schema: &Json, at: &str, count: &mut usize) {
+        for word in ["$ref", "definitions", "anyOf", "oneOf", "allOf", "const", "$defs"] {
+            assert!(schema.get(word).is_none(), "{at} has {word}");
+        }
+        assert!(schema["type"].is_string(), "{at} has no type");
+        assert_ne!(schema.get("additionalProperties"), Some(&Json::Bool(false)), "{at}: properties exclude it");
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            *count += 1;
+            let at = format!("{at}.{name}");
+            let explained = property["description"].as_str().is_some_and(|text| text.len() > 5);
+            assert!(explained || at.starts_with(".status.conditions[]"), "{at} is not described");
+            walk(property, &at, count);
+        }
+        if let Some(items) = schema.get("items") {
+            assert!(schema["maxItems"].is_u64() || at.starts_with(".status"), "{at} has no bound");
+            walk(items, &format!("{at}[]"), count);
+        }
+    }
+    let crd = serde_json::to_value(AuthorizationPolicy::crd()).unwrap();
+    let version = &crd["spec"]["versions"][0];
+    let properties = &version["schema"]["openAPIV3Schema"]["properties"];
+    let mut count = 0;
+    for part in ["spec", "status"] {
+        walk(&properties[part], &format!(".{part}"), &mut count);
+    }
+    assert!(count > 20, "{count} fields");
+    assert_eq!(version["subresources"], serde_json::json!({"status": {}}));
+    let columns: Vec<&str> =
+        version["additionalPrinterColumns"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(columns, ["Action", "DryRun", "Accepted", "Age"]);
 }
 
 #[test]

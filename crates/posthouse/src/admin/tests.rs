@@ -9,6 +9,8 @@ use posthouse_model::{
     ServicePort,
 };
 
+use posthouse_policy::Policy;
+
 use super::*;
 use crate::args::{Cli, Command, Surroundings};
 use crate::readiness::Readiness;
@@ -58,6 +60,11 @@ fn directory() -> Directory {
     let endpoints = [good, shy, bad].map(Arc::new).to_vec();
     let ips = ServiceKind::ClusterIp(["10.96.0.1".parse().unwrap()].into_iter().collect());
     directory.put_service(service("shop", "web", ips, endpoints));
+    let allow =
+        serde_json::json!({"action": "Allow", "dryRun": true, "targetRefs": [{"kind": "Service", "name": "web"}]});
+    directory.policies.put(Policy::read("shop", "web", &allow));
+    let typo = serde_json::json!({"action": "Deny", "rules": [{"when": "x"}]});
+    directory.policies.put(Policy::read("bank", "typo", &typo));
     directory.put_service(service("shop", "db", ServiceKind::Headless, vec![]));
     directory.put_service(service("ext", "api", ServiceKind::ExternalName("api.example.com".into()), vec![]));
     directory.set_peers(["node-b", "node-a"].map(|node| Peer {
@@ -178,6 +185,21 @@ async fn peers_are_joined_with_their_links() {
         (&"node-b".into(), &true.into(), &"10.0.0.2:4141".into())
     );
     assert_eq!((&other["link"]["streams"], &other["link"]["last_error"]), (&7.into(), &"connection refused".into()));
+    api.stop().await;
+}
+
+#[tokio::test]
+async fn policies_show_their_targets_and_what_is_wrong_with_them() {
+    let api = api();
+    let policies = api.get("/policies").await.json();
+    assert_eq!(
+        policies["policies"],
+        serde_json::json!([
+            {"namespace": "bank", "name": "typo", "action": null, "dry_run": false, "targets": [], "accepted": false,
+             "reason": "InvalidExpression", "message": "spec.rules[0].when: there is no 'x'; there are source, request and target"},
+            {"namespace": "shop", "name": "web", "action": "Allow", "dry_run": true, "targets": ["web"], "accepted": true},
+        ])
+    );
     api.stop().await;
 }
 
