@@ -169,11 +169,11 @@ def test_another_service_accounts_request_is_denied(mesh, ids, tmp_path, report)
 # Claims of who sends.
 
 
-def claim(pod, **other):
+def claim(of, **other):
     """What a proxy says of a pod that sends, with parts of it exchanged."""
     parts = {
-        "namespace": pod["metadata"]["namespace"], "pod": pod["metadata"]["name"], "uid": pod["metadata"]["uid"],
-        "account": pod["spec"]["serviceAccountName"], **other,
+        "namespace": of["metadata"]["namespace"], "pod": of["metadata"]["name"], "uid": of["metadata"]["uid"],
+        "account": of["spec"]["serviceAccountName"], **other,
     }
     return "/".join(parts[part] for part in ("namespace", "pod", "uid", "account"))
 

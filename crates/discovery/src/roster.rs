@@ -20,7 +20,7 @@ use crate::status::Board;
 pub(crate) const WAIT: Duration = Duration::from_secs(1);
 /// How many claims on one roster may wait at a time. More than a node starts pods in a second; whoever invents claims
 /// holds so many streams of ours.
-const WAITING: usize = 64;
+const WAITING: usize = 4_096;
 
 /// What is known of the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

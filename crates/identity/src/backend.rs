@@ -24,7 +24,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const MAX_CONFIGS: usize = 512;
 
 /// The first is held so that its place in memory stays its own.
-type Config = (Arc<BackendTls>, Arc<ClientConfig>);
+type Config = (Arc<BackendTls>, Result<Arc<ClientConfig>, Arc<str>>);
 
 /// Makes TLS to pods.
 #[derive(Default)]
@@ -37,16 +37,18 @@ struct Pointer(usize, &'static [u8]);
 impl Backends {
     fn config(&self, backend: &Arc<BackendTls>, protocol: &'static [u8]) -> io::Result<Arc<ClientConfig>> {
         let key = Pointer(Arc::as_ptr(backend).addr(), protocol);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, config)) = all.get(&key) {
-            return Ok(Arc::clone(config));
-        }
-        let config = Arc::new(build(backend, protocol)?);
-        if all.len() >= MAX_CONFIGS {
-            all.clear();
-        }
-        all.insert(key, (Arc::clone(backend), Arc::clone(&config)));
-        Ok(config)
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).map(|(_, config)| config.clone());
+        let config = known.unwrap_or_else(|| {
+            // Without the lock: a bundle may be long. What is wrong with it is remembered as well.
+            let built = build(backend, protocol).map(Arc::new).map_err(|error| Arc::from(error.to_string()));
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= MAX_CONFIGS {
+                all.clear();
+            }
+            all.insert(key, (Arc::clone(backend), built.clone()));
+            built
+        });
+        config.map_err(|why| refused(&*why))
     }
 }
 

@@ -181,7 +181,8 @@ impl Node {
         let mut due = SystemTime::now();
         let mut failures = 0;
         loop {
-            let known = bundles.borrow_and_update().clone();
+            // Not marked as seen: whatever comes first below, the change is told there.
+            let known = bundles.borrow().clone();
             if let (None, Some(bundle)) = (&asking, &known)
                 && SystemTime::now() >= due
             {

@@ -125,7 +125,7 @@ impl Condition {
     /// may in earnest.
     fn try_out(&self) -> Result<(), String> {
         let workload = Workload { namespace: "shop", pod: "web-0", service_account: "web" };
-        let source = Source { node: "node-a", workload: Some(workload) };
+        let source = Source { node: "node-a", workload: Some(workload), doubtful: false };
         let target = Target { namespace: "shop", pod: "db-0", port: 8080 };
         let operation = Operation::Http { method: "GET", path: "/", host: "db.shop" };
         match self.evaluate(&source, &target, &operation) {
@@ -317,7 +317,7 @@ mod tests {
 
     fn source() -> Source<'static> {
         let workload = Workload { namespace: "shop", pod: "web-0", service_account: "web" };
-        Source { node: "node-a", workload: Some(workload) }
+        Source { node: "node-a", workload: Some(workload), doubtful: false }
     }
 
     const TARGET: Target<'static> = Target { namespace: "shop", pod: "db-0", port: 5432 };

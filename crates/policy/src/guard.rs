@@ -7,7 +7,7 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use crate::compile::{CompiledRule, Effect, Hosts, Origin, Paths, Policy, Request};
-use crate::path::decoded;
+use crate::path::{decoded, normalise_path};
 use crate::resource::Action;
 use crate::{Operation, Source, Target, Verdict};
 
@@ -102,6 +102,8 @@ pub struct Guard {
     dry_run: Sorted,
     reads_source: bool,
     reads_path: bool,
+    /// Policies in dry run read it: they get it in normal form, and nothing else changes.
+    dry_run_reads_path: bool,
 }
 
 /// Policies by what they do, each in the order of their names.
@@ -114,8 +116,13 @@ struct Sorted {
 
 impl Guard {
     fn new<'a>(policies: impl Iterator<Item = &'a Arc<Policy>>) -> Self {
-        let mut guard =
-            Self { enforced: Sorted::default(), dry_run: Sorted::default(), reads_source: false, reads_path: false };
+        let mut guard = Self {
+            enforced: Sorted::default(),
+            dry_run: Sorted::default(),
+            reads_source: false,
+            reads_path: false,
+            dry_run_reads_path: false,
+        };
         for policy in policies {
             let into = if policy.is_dry_run() { &mut guard.dry_run } else { &mut guard.enforced };
             match &policy.effect {
@@ -126,7 +133,12 @@ impl Guard {
                         Action::Deny => into.deny.push(Arc::clone(policy)),
                     }
                     guard.reads_source |= rules.iter().any(CompiledRule::reads_source);
-                    guard.reads_path |= rules.iter().any(CompiledRule::reads_path);
+                    let reads_path = rules.iter().any(CompiledRule::reads_path);
+                    if policy.is_dry_run() {
+                        guard.dry_run_reads_path |= reads_path;
+                    } else {
+                        guard.reads_path |= reads_path;
+                    }
                 }
             }
         }
@@ -164,14 +176,21 @@ impl Guard {
         {
             return deny(first, "no policy allows it");
         }
-        let would_deny =
-            dry_run.broken.first().or_else(|| dry_run.deny.iter().find(|policy| asked.is_matched_by(policy))).or_else(
-                || {
-                    // Were they enforced: any Allow that matches would do.
-                    let first = dry_run.allow.first().filter(|_| !allowed)?;
-                    (!dry_run.allow.iter().any(|policy| asked.is_matched_by(policy))).then_some(first)
-                },
-            );
+        // A path without a normal form would be refused.
+        let ambiguous = !self.reads_path
+            && self.dry_run_reads_path
+            && matches!(operation, Operation::Http { path, .. } if normalise_path(path).is_err());
+        let refusing = || dry_run.deny.first().or_else(|| dry_run.allow.first()).filter(|_| ambiguous);
+        let would_deny = dry_run
+            .broken
+            .first()
+            .or_else(refusing)
+            .or_else(|| dry_run.deny.iter().find(|policy| asked.is_matched_by(policy)))
+            .or_else(|| {
+                // Were they enforced: any Allow that matches would do.
+                let first = dry_run.allow.first().filter(|_| !allowed)?;
+                (!dry_run.allow.iter().any(|policy| asked.is_matched_by(policy))).then_some(first)
+            });
         Verdict { denied_by: None, reason: "", would_deny: would_deny.map(|policy| Arc::clone(policy.key())) }
     }
 
@@ -179,6 +198,9 @@ impl Guard {
     fn path<'a>(&self, operation: &Operation<'a>) -> Cow<'a, str> {
         match operation {
             Operation::Http { path, .. } if self.reads_path => decoded(path),
+            Operation::Http { path, .. } if self.dry_run_reads_path => {
+                normalise_path(path).map_or(Cow::Borrowed(""), |normal| Cow::Owned(decoded(&normal).into_owned()))
+            }
             Operation::Http { .. } | Operation::Tunnel => Cow::Borrowed(""),
         }
     }
@@ -205,14 +227,17 @@ impl Asked<'_> {
         let CompiledRule { from, to, when } = rule;
         // What cannot be told counts as what denies.
         let unknown = action == Action::Deny;
-        (from.is_empty() || from.iter().any(|origin| self.comes_from(origin)))
+        // Who claims to be somebody may be anybody to what denies.
+        let anybody = unknown && self.source.doubtful;
+        (from.is_empty() || from.iter().any(|origin| self.comes_from(origin, anybody)))
             && (to.is_empty() || to.iter().any(|request| self.asks_for(request, unknown)))
-            && when
-                .as_ref()
-                .is_none_or(|condition| condition.evaluate(self.source, self.target, self.operation).unwrap_or(unknown))
+            && when.as_ref().is_none_or(|condition| {
+                anybody && rule.reads_source()
+                    || condition.evaluate(self.source, self.target, self.operation).unwrap_or(unknown)
+            })
     }
 
-    fn comes_from(&self, origin: &Origin) -> bool {
+    fn comes_from(&self, origin: &Origin, anybody: bool) -> bool {
         let Origin { accounts, namespaces, nodes, identified } = origin;
         let workload = self.source.workload.as_ref();
         let of_account = || {
@@ -224,10 +249,10 @@ impl Asked<'_> {
         };
         let of_namespace =
             || namespaces.as_ref().is_none_or(|all| workload.is_some_and(|workload| all.contains(workload.namespace)));
-        identified.is_none_or(|identified| identified == workload.is_some())
+        (anybody || identified.is_none_or(|identified| identified == workload.is_some()))
             && nodes.as_ref().is_none_or(|nodes| nodes.contains(self.source.node))
-            && of_account()
-            && of_namespace()
+            && (anybody || of_account())
+            && (anybody || of_namespace())
     }
 
     fn asks_for(&self, request: &Request, unknown: bool) -> bool {

@@ -24,6 +24,9 @@ pub struct Source<'a> {
     pub node: &'a str,
     /// The verified workload; `None` counts as unidentified.
     pub workload: Option<Workload<'a>>,
+    /// A workload was claimed that cannot be checked now: it is unidentified to what allows, and whoever it may be to what denies,
+    /// so that nobody gets around a denial by not being checked.
+    pub doubtful: bool,
 }
 
 /// A pod's identity.

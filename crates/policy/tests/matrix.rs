@@ -108,10 +108,10 @@ fn run(set: &Set, setting: &Setting, case: &Case) -> Outcome {
     let who = case.from.as_ref().or(setting.from.as_ref()).expect("a case comes from somewhere");
     let source = match who {
         Who::Pod(Pod { namespace, pod, service_account, node }) => {
-            Source { node, workload: Some(Workload { namespace, pod, service_account }) }
+            Source { node, workload: Some(Workload { namespace, pod, service_account }), doubtful: false }
         }
-        Who::Stranger(Stranger { unidentified: true, node }) => Source { node, workload: None },
-        Who::Word(word) if word == "unidentified" => Source { node: "node-a", workload: None },
+        Who::Stranger(Stranger { unidentified: true, node }) => Source { node, workload: None, doubtful: false },
+        Who::Word(word) if word == "unidentified" => Source { node: "node-a", workload: None, doubtful: false },
         Who::Word(_) | Who::Stranger(_) => panic!("{}: nobody such", case.name),
     };
     let services = std::iter::once(&to.service).chain(&to.also).map(String::as_str);
@@ -138,7 +138,7 @@ fn run(set: &Set, setting: &Setting, case: &Case) -> Outcome {
     let verdict = guard.decide(&source, &target, &operation);
     assert_eq!(verdict.denied_by.is_none(), verdict.reason.is_empty(), "{}: a denial has a reason", case.name);
     if !guard.reads_source() {
-        let stranger = Source { node: source.node, workload: None };
+        let stranger = Source { node: source.node, workload: None, doubtful: false };
         assert_eq!(guard.decide(&stranger, &target, &operation), verdict, "{}: the source is not read", case.name);
     }
     let decision = if verdict.denied_by.is_some() { Expect::Deny } else { Expect::Allow };

@@ -2,25 +2,27 @@
 //! policies that concern the target decide ([`http`], [`tunnel`]), and a tunnel that a changed policy denies is ended
 //! ([`revoked`]). Every way to a pod of this node leads through here, from a link and from a client on the same node.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use metrics::counter;
 use posthouse_model::transport::PeerIdentity;
 use posthouse_model::workload::{Checked, Claim, Identity};
-use posthouse_model::{Directory, DirectoryHandle, Pod};
+use posthouse_model::{Directory, DirectoryHandle, Pod, PodRef};
 use posthouse_policy::{Guard, Operation, Set, Source, Target, Workload, normalise_path};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::downstream::LocalBoxFuture;
 use crate::error::{Error, ErrorKind};
+use crate::inbound;
 use crate::metrics::{POLICY_DECISIONS, TUNNELS_REVOKED};
 use crate::worker::Worker;
 
@@ -33,8 +35,11 @@ pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarde
 /// Who asks, as this node knows it.
 #[derive(Clone)]
 pub(crate) struct Caller {
+    /// Empty where no certificate proves it.
     node: Arc<str>,
     identity: Option<Arc<Identity>>,
+    /// It claims to be somebody, and that cannot be checked now.
+    doubtful: bool,
     fields: Option<Rc<Fields>>,
 }
 
@@ -47,7 +52,7 @@ struct Fields {
 impl Caller {
     /// A caller of which nothing but the node is known.
     pub(crate) fn unidentified(node: &Arc<str>) -> Self {
-        Self { node: Arc::clone(node), identity: None, fields: None }
+        Self { node: Arc::clone(node), identity: None, doubtful: false, fields: None }
     }
 
     /// A pod that was verified.
@@ -59,7 +64,7 @@ impl Caller {
             let forwarded_for = identity.address.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok());
             Rc::new(Fields { client, forwarded_for })
         });
-        Self { node: Arc::clone(&identity.node), identity: Some(identity), fields }
+        Self { node: Arc::clone(&identity.node), identity: Some(identity), doubtful: false, fields }
     }
 
     /// A pod of this node, which its address proves.
@@ -92,7 +97,7 @@ impl Caller {
             pod: &identity.pod.name,
             service_account: &identity.service_account,
         });
-        Source { node: &self.node, workload }
+        Source { node: &self.node, workload, doubtful: self.doubtful }
     }
 }
 
@@ -102,6 +107,7 @@ impl std::fmt::Display for Caller {
             Some(Identity { pod, service_account, .. }) => {
                 write!(f, "{}/{} of service account {service_account}", pod.namespace, pod.name)
             }
+            None if self.doubtful => f.write_str("unidentified (its claim cannot be checked now)"),
             None => f.write_str("unidentified"),
         }
     }
@@ -113,11 +119,16 @@ pub(crate) struct Claims(RefCell<HashMap<HeaderValue, Rc<Known>>>);
 
 struct Known {
     claim: Claim,
+    /// It could not be checked a moment ago: until then nobody waits for another try.
+    rests: Cell<Option<Instant>>,
     caller: RefCell<Option<Caller>>,
 }
 
 /// Claims that are kept for a link: as many pods as a large node has, and the same again for those that were replaced.
 const MAX_CLAIMS: usize = 1_024;
+
+/// How long nobody waits for a claim that could not be checked: while the API is away, one stream a second does and not each.
+const REST: Duration = Duration::from_secs(1);
 
 impl Claims {
     /// Who asks by what a stream of `peer` says, after a check against the API where that is needed.
@@ -131,18 +142,29 @@ impl Claims {
         source: Option<&HeaderValue>,
     ) -> Result<Caller, Error> {
         // A plain link's peer is told by its address alone, which proves no identity.
-        let Some(source) = source.filter(|source| peer.authenticated && *source != "-") else {
+        if !peer.authenticated {
+            return Ok(Caller::unidentified(&Arc::from("")));
+        }
+        let Some(source) = source.filter(|source| *source != "-") else {
             return Ok(Caller::unidentified(&peer.node));
         };
         let known = self.known(source).ok_or_else(|| denied("a link's stream names its source in another form"))?;
         let workloads = &worker.proxy.trust.workloads;
         let checked = match workloads.known(&known.claim, &peer.node) {
             Some(checked) => checked,
+            None if known.rests.get().is_some_and(|until| Instant::now() < until) => {
+                Checked::Unknown("it could not be checked a moment ago")
+            }
             None => workloads.check(&known.claim, &peer.node).await,
         };
         match checked {
             Checked::Verified(identity) => Ok(known.caller(identity, &worker.proxy.config.trust_domain)),
-            Checked::Unknown(_) => Ok(Caller::unidentified(&peer.node)),
+            Checked::Unknown(_) => {
+                if known.rests.get().is_none_or(|until| Instant::now() >= until) {
+                    known.rests.set(Some(Instant::now() + REST));
+                }
+                Ok(Caller { doubtful: true, ..Caller::unidentified(&peer.node) })
+            }
             Checked::False(why) => {
                 let receiver = &worker.proxy.config.node_name;
                 if let Some(unlogged) = worker.failure_log.due(ErrorKind::HttpRequestDenied, &peer.node, Instant::now())
@@ -167,7 +189,7 @@ impl Claims {
         if all.len() >= MAX_CLAIMS {
             all.clear();
         }
-        let known = Rc::new(Known { claim, caller: RefCell::new(None) });
+        let known = Rc::new(Known { claim, rests: Cell::new(None), caller: RefCell::new(None) });
         all.insert(source.clone(), Rc::clone(&known));
         Some(known)
     }
@@ -193,24 +215,40 @@ pub(crate) struct Protected {
 }
 
 impl Protected {
-    /// The policies for the pod at `target`: those of its namespace and of every Service there that leads to it, whichever of
-    /// its ports is asked.
+    /// The policies for the pod of this node at `target`: those of its namespace and of every Service there that leads to it, whichever
+    /// of its addresses and ports is asked.
     pub(crate) fn find(target: SocketAddr, directory: &Directory) -> Option<Self> {
-        let ip = target.ip();
-        let guard = |namespace: &Arc<str>, services: &mut dyn Iterator<Item = &str>| {
-            let here = services.filter_map(|key| key.split_once('/')).filter(|(of, _)| **of == **namespace);
-            directory.policies.concerning(namespace, here.map(|(_, service)| service))
-        };
-        // A pod on the host network shares its address with others: what leads to its port counts alone.
-        let pod = directory.pod_by_ip(ip).map(|pod| &pod.id);
-        let pod =
-            pod.or_else(|| directory.endpoints_at(target).iter().find_map(|(_, endpoint)| endpoint.pod.as_ref()))?;
-        let guard = if directory.node_by_ip(ip).is_some() {
-            guard(&pod.namespace, &mut directory.endpoints_at(target).iter().map(|(key, _)| &**key))
-        } else {
-            guard(&pod.namespace, &mut directory.services_at_ip(ip).iter().map(|key| &**key))
-        };
-        Some(Self { guard: guard?, namespace: Arc::clone(&pod.namespace), pod: Arc::clone(&pod.name) })
+        if directory.policies.is_empty() {
+            return None;
+        }
+        if let Some(pod) = directory.pod_by_ip(target.ip()) {
+            let services = pod.addresses.iter().flat_map(|ip| directory.services_at_ip(*ip));
+            return Self::of(&pod.id, services.map(|key| &**key), directory);
+        }
+        // A pod on the host network shares its address with others: what leads to its port counts, as far as it is true.
+        let entries = directory.endpoints_at(target);
+        let host =
+            entries.iter().find_map(|(key, endpoint)| inbound::host_network_pod(target, key, endpoint, directory))?;
+        Self::of(&host.id, entries.iter().map(|(key, _)| &**key), directory)
+    }
+
+    fn of<'a>(pod: &PodRef, services: impl Iterator<Item = &'a str>, directory: &Directory) -> Option<Self> {
+        let here = services.filter_map(|key| key.split_once('/')).filter(|(of, _)| **of == *pod.namespace);
+        let guard = directory.policies.concerning(&pod.namespace, here.map(|(_, service)| service))?;
+        Some(Self { guard, namespace: Arc::clone(&pod.namespace), pod: Arc::clone(&pod.name) })
+    }
+
+    /// Whether policies may concern the pod of another node at `target`. Who it is is known there alone, so each Service that leads to its
+    /// address counts, and each namespace that says it has it.
+    pub(crate) fn may_concern(target: SocketAddr, directory: &Directory) -> bool {
+        let policies = &directory.policies;
+        let keys = directory.services_at_ip(target.ip()).iter();
+        let pods = directory.endpoints_at(target).iter().filter_map(|(_, endpoint)| endpoint.pod.as_ref());
+        !policies.is_empty()
+            && (keys
+                .filter_map(|key| key.split_once('/'))
+                .any(|(of, service)| policies.concerning(of, std::iter::once(service)).is_some())
+                || pods.into_iter().any(|pod| policies.concerning(&pod.namespace, std::iter::empty()).is_some()))
     }
 
     fn decide(&self, worker: &Worker, caller: &Caller, port: u16, operation: &Operation<'_>) -> Result<(), Error> {
@@ -278,7 +316,13 @@ pub(crate) fn http(
     } else {
         plain.into()
     };
-    let operation = Operation::Http { method: method.as_str(), path: &matched, host: authority.host() };
+    // One form for conditions, too: names are not case-sensitive, and the root's dot says nothing.
+    let host = authority.host();
+    let host: Cow<'_, str> = match host.strip_suffix('.').unwrap_or(host) {
+        host if host.bytes().any(|b| b.is_ascii_uppercase()) => host.to_ascii_lowercase().into(),
+        host => host.into(),
+    };
+    let operation = Operation::Http { method: method.as_str(), path: &matched, host: &host };
     protected.decide(worker, caller, target.port(), &operation)?;
     Ok(replaced)
 }

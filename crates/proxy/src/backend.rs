@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use posthouse_model::directory::BackendTls;
-use posthouse_model::{AppProtocol, Directory};
+use posthouse_model::{AppProtocol, Destination, Directory};
 
 /// A value that counts by its place in memory: a new one is a new value, whatever it says.
 #[derive(Debug)]
@@ -40,7 +40,14 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// How the pod at `address` is asked. Anyone may write a slice with a pod's address, so the Services of the pod's own namespace
+    /// How another node's pod is asked without its node's proxy: as the Service says that was asked for.
+    pub(crate) fn of_service(address: SocketAddr, destination: &Destination) -> Self {
+        let https = destination.service_port().app_protocol == AppProtocol::Https;
+        let tls = destination.service.backend.as_ref().filter(|_| https).map(|backend| Same(Arc::clone(backend)));
+        Self { address, tls }
+    }
+
+    /// How the pod of this node at `address` is asked. Anyone may write a slice with a pod's address, so the Services of the pod's own namespace
     /// decide where there are any, and TLS is made only where none of them says otherwise.
     pub(crate) fn find(address: SocketAddr, directory: &Directory) -> Self {
         let home = directory.pod_by_ip(address.ip()).map(|pod| &*pod.id.namespace);

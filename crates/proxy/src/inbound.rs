@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::HeaderMap;
-use posthouse_model::{Directory, Endpoint, ServiceKey, address};
+use posthouse_model::{Directory, Endpoint, Pod, ServiceKey, address};
 
 use crate::backend::Backend;
 use crate::body::{Body, ReplayBody};
@@ -96,13 +96,7 @@ fn admit_entry(
         return refuse(format!("{target} is refused: it is {refusal}"), false);
     }
     let ip = target.ip();
-    let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
-    let host_network = directory.node_by_ip(ip).is_some()
-        && endpoint
-            .pod
-            .as_ref()
-            .and_then(|pod| directory.pod(&pod.uid))
-            .is_some_and(|pod| pod.host_network && pod.addresses.contains(&ip) && *pod.id.namespace == *namespace);
+    let host_network = host_network_pod(target, key, endpoint, directory).is_some();
     if let Err(refusal) = address::check(ip, target.port(), host_network, directory) {
         return refuse(format!("{target} is refused: it is {refusal}"), false);
     }
@@ -112,6 +106,21 @@ fn admit_entry(
     let in_pod_range =
         directory.node(node_name).is_some_and(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)));
     refuse(format!("{target} is no pod's address on node {node_name}, although an EndpointSlice says so"), in_pod_range)
+}
+
+/// The host-network pod of this node that an entry of Service `key` means, when it is one of that Service's namespace.
+pub(crate) fn host_network_pod<'a>(
+    target: SocketAddr,
+    key: &str,
+    endpoint: &Endpoint,
+    directory: &'a Directory,
+) -> Option<&'a Pod> {
+    let ip = target.ip();
+    let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
+    directory.node_by_ip(ip)?;
+    let pod = directory.pod(&endpoint.pod.as_ref()?.uid)?;
+    let is = pod.host_network && pod.addresses.contains(&ip) && *pod.id.namespace == *namespace;
+    is.then_some(&**pod)
 }
 
 /// Delivers a request to a pod that was admitted (or that the sender dials directly).

@@ -99,7 +99,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         }
     });
     let mut draining = false;
+    // The peer was judged by these certificates; when there are others (new roots above all), it has to come anew.
+    let made = worker.proxy.trust.links.epoch();
     loop {
+        if peer.authenticated && !draining && worker.proxy.trust.links.epoch() != made {
+            draining = true;
+            connection.graceful_shutdown();
+        }
         let accepted = poll_fn(|cx| {
             if !draining && drained.as_mut().poll(cx).is_ready() {
                 draining = true;
@@ -160,6 +166,7 @@ async fn serve_stream(
     let delivered = match Order::read(parts) {
         Ok(order) => {
             let admitted = worker.admit(order.target, started).await.and_then(|admitted| {
+                still_known(&worker, &peer)?;
                 of_proven_service(&worker, &peer, order.target)?;
                 Ok(admitted)
             });
@@ -183,6 +190,15 @@ async fn serve_stream(
     if let Some(error) = delivered {
         debug!(error = error.kind.token(), details = %error.details, peer = %peer.node, "delivery failed");
     }
+}
+
+/// A node that is gone from the cluster has no say any more, also on a link that it made before.
+fn still_known(worker: &Worker, peer: &PeerIdentity) -> Result<(), Error> {
+    let directory = worker.proxy.directory.load();
+    if directory.node(&peer.node).is_some() || directory.peer(&peer.node).is_some() {
+        return Ok(());
+    }
+    Err(Error::client(ErrorKind::HttpRequestDenied, format!("node {} is not of this cluster (any more)", peer.node)))
 }
 
 /// A link on which a Service has proven itself carries streams for that Service alone.
@@ -241,8 +257,10 @@ impl Order {
         let source = parts.headers.remove(&SOURCE);
         // Takes every `posthouse-*` field off: the pod sees none of them.
         h1::strip_hop_by_hop(&mut parts.headers);
+        // As strict as towards clients: it is matched by policies and becomes a Host field.
         let authority = match parts.uri.authority() {
-            Some(authority) => authority.clone(),
+            Some(authority) if posthouse_model::Authority::parse(authority.as_str()).is_ok() => authority.clone(),
+            Some(_) => return Err(bad("the :authority of a link's stream is no valid one")),
             None => return Err(bad("a link's stream needs :authority")),
         };
         let request = Request {

@@ -70,7 +70,7 @@ fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result
         ));
     }
     // Nobody would decide at its end.
-    if Protected::find(endpoint.address, directory).is_some() {
+    if Protected::may_concern(endpoint.address, directory) {
         return Err(Error::upstream(
             ErrorKind::DestinationUnavailable,
             Retry::Safe,
@@ -126,7 +126,15 @@ pub(super) async fn send_once(
     match way {
         Way::Local(admitted) => local(client, &admitted, target, delivery, request, body, interim).await,
         Way::Direct => {
-            inbound::deliver(&worker.pods, &Backend::find(target, directory), delivery, request, body, interim).await
+            inbound::deliver(
+                &worker.pods,
+                &Backend::of_service(target, &found.destination),
+                delivery,
+                request,
+                body,
+                interim,
+            )
+            .await
         }
         Way::Outside => {
             let backend = Backend { address: target, tls: None };

@@ -370,3 +370,116 @@ async fn no_service_of_another_namespace_or_port_leads_around_a_policy() {
     assert!(answer.text().contains("AuthorizationPolicy shop/nobody"), "{answer:?}");
     assert_eq!(pod.accepted(), 0);
 }
+
+/// An Allow for nobody on Service `db` of namespace `shop`.
+fn closed() -> Set {
+    let mut set = Set::default();
+    let spec = json!({"action": "Allow", "targetRefs": [{"kind": "Service", "name": "db"}], "rules": []});
+    set.put(Policy::read("shop", "nobody", &spec));
+    set
+}
+
+/// A Service of one endpoint whose slice is somebody's own writing.
+fn slice(namespace: &str, name: &str, address: SocketAddr, node: &str, pod: PodRef) -> Service {
+    let endpoint = Endpoint {
+        address,
+        node: Some(node.into()),
+        zone: None,
+        hostname: None,
+        pod: Some(pod),
+        state: EndpointState::Ready,
+        refusal: None,
+        stats: Arc::default(),
+    };
+    Service {
+        namespace: namespace.into(),
+        name: name.into(),
+        kind: ServiceKind::Headless,
+        tls: None,
+        backend: None,
+        ports: vec![ServicePort {
+            name: "".into(),
+            port: 80,
+            app_protocol: AppProtocol::Unknown,
+            endpoints: Arc::new(EndpointSet::new(vec![Arc::new(endpoint)])),
+        }],
+        changed: SystemTime::now(),
+    }
+}
+
+fn pod_ref(namespace: &str, uid: &str) -> PodRef {
+    PodRef { namespace: namespace.into(), name: uid.into(), uid: uid.into() }
+}
+
+/// A pod with two addresses is protected on both, although its Service leads to one of them only.
+#[tokio::test]
+async fn a_second_address_leads_around_no_policy() {
+    let pod = Pod::named(B, 44, "pod").await;
+    let mesh = mesh();
+    let (from, to) = (json!("unidentified"), json!({"namespace": "shop", "service": "db", "port": 0}));
+    stage(&mesh, &closed(), &from, &to, B, SocketAddr::new(pod_ip(B, 43), 80), AppProtocol::Unknown);
+    mesh.update(|node, directory| {
+        if node == B {
+            directory.put_pod(PodObject {
+                id: pod_ref("shop", "called"),
+                service_account: "default".into(),
+                node: B.into(),
+                addresses: [pod_ip(B, 43), pod_ip(B, 44)].into_iter().collect(),
+                host_network: false,
+            });
+        }
+        directory.put_service(slice("evil", "way-in", pod.address, B, pod_ref("evil", "e")));
+    });
+    let answer = Wire::connect(mesh.a.outbound).await.get("way-in.evil", "/").await;
+    answer.is_error(403, "http_request_denied");
+    assert_eq!(pod.accepted(), 0);
+}
+
+/// Host-network pods share their node's address: a slice that names another pod for it changes nothing.
+#[tokio::test]
+async fn nobody_elses_slice_takes_a_policy_off_a_host_network_pod() {
+    let pod = Pod::named(B, 1, "pod").await;
+    let mesh = mesh();
+    for evil_first in [true, false] {
+        mesh.update(|node, directory| {
+            directory.policies = closed();
+            directory.remove_service("evil/way-in");
+            directory.remove_service("shop/db");
+            if node == B {
+                directory.put_pod(PodObject {
+                    id: pod_ref("shop", "host-pod"),
+                    service_account: "default".into(),
+                    node: B.into(),
+                    addresses: [pod.address.ip()].into_iter().collect(),
+                    host_network: true,
+                });
+            }
+            let evil = slice("evil", "way-in", pod.address, B, pod_ref("evil", "e"));
+            let own = slice("shop", "db", pod.address, B, pod_ref("shop", "host-pod"));
+            let order = if evil_first { [evil, own] } else { [own, evil] };
+            order.into_iter().for_each(|service| directory.put_service(service));
+        });
+        for host in ["db.shop", "way-in.evil"] {
+            let answer = Wire::connect(mesh.a.outbound).await.get(host, "/").await;
+            assert_eq!(answer.status, 403, "{host}, evil first: {evil_first}: {}", answer.text());
+        }
+    }
+    assert_eq!(pod.accepted(), 0);
+}
+
+/// Conditions get the host in one form, as the lists of hosts do.
+#[tokio::test]
+async fn a_condition_on_the_host_is_not_evaded_by_its_spelling() {
+    let pod = Pod::named(B, 45, "pod").await;
+    let mesh = mesh();
+    let mut set = Set::default();
+    let spec = json!({"action": "Deny", "rules": [{"when": "request.host == 'db.shop'"}]});
+    set.put(Policy::read("shop", "host", &spec));
+    let (from, to) = (json!("unidentified"), json!({"namespace": "shop", "service": "db", "port": 0}));
+    stage(&mesh, &set, &from, &to, B, pod.address, AppProtocol::Unknown);
+    for host in ["db.shop", "DB.Shop", "db.shop.", "db.shop:80"] {
+        let answer = Wire::connect(mesh.a.outbound).await.get(host, "/").await;
+        assert_eq!(answer.status, 403, "{host}: {}", answer.text());
+    }
+    assert_eq!(Wire::connect(mesh.a.outbound).await.get("db.shop.svc", "/").await.status, 200);
+}
