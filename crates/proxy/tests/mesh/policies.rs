@@ -2,6 +2,7 @@
 //! tunnels that a changed policy ends.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -150,7 +151,7 @@ async fn http1(mut wire: Wire, request: &Value) -> Came {
     let (method, path, host) = (text("method"), text("path"), text("host"));
     wire.send(format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n")).await;
     let Some(head) = wire.try_head().await else { panic!("no answer to {request}") };
-    let status = head.line[9..12].parse().unwrap();
+    let status = head.line.split(' ').nth(1).unwrap().parse().unwrap();
     let proxy_status = head.all("proxy-status").first().copied().unwrap_or_default().to_owned();
     Came { status, proxy_status, grpc_status: None }
 }
@@ -209,10 +210,10 @@ async fn the_matrix_holds_for_real_requests_of_both_versions_and_for_tunnels() {
             let port = u16::try_from(to["port"].as_u64().unwrap()).unwrap();
             for node in [B, A] {
                 let last = 100;
-                if !pods.contains_key(&(node, port)) {
-                    pods.insert((node, port), Pod::named_at(node, last, port, "pod").await);
-                }
-                let pod = &pods[&(node, port)];
+                let pod = match pods.entry((node, port)) {
+                    Entry::Occupied(there) => there.into_mut(),
+                    Entry::Vacant(free) => free.insert(Pod::named_at(node, last, port, "pod").await),
+                };
                 let what = format!("{name}, pod on {node}");
                 if case["tunnel"] == json!(true) {
                     stage(&mesh, &set, from, to, node, pod.address, AppProtocol::Tcp);
