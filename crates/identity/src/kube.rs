@@ -1,9 +1,12 @@
 //! The node's certificate from Kubernetes: a fresh key, a CertificateSigningRequest for this node's one name, and the controller
-//! signs it. The key never leaves the memory. The roots come from the ConfigMap `posthouse-trust`, which is watched: new ones
-//! are installed at once, with the certificate that is there, and a request tells the controller that they are. While the
-//! API is away, what there is goes on.
+//! signs it. The roots come from the ConfigMap `posthouse-trust`, which is watched: new ones are installed at once, with the
+//! certificate that is there, and a request tells the controller that they are. While the API is away, what there is goes on;
+//! with `--identity-cache` after a restart, too. Without it the key never leaves the memory.
+
+mod cache;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,8 +24,8 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use self::cache::{Cache, Kept};
 use crate::certificates::Certificates;
-use crate::material::{Material, Pem};
 use crate::spiffe::SpiffeId;
 
 /// Everything that a node asks of the API server for its certificate.
@@ -119,12 +122,53 @@ struct Issued {
     told: Bundle,
 }
 
-/// Keeps `certificates` filled for ever. `namespace` is the release's.
-pub async fn keep(client: Client, namespace: &str, certificates: Certificates, timing: Timing) {
+/// Keeps `certificates` filled for ever. `namespace` is the release's. `cache` is a file for what was issued, from which a restart
+/// begins.
+pub async fn keep(client: Client, namespace: &str, certificates: Certificates, cache: Option<PathBuf>, timing: Timing) {
+    let cache = cache.map(Cache::new);
+    let issued = match &cache {
+        Some(cache) => warm(cache, &certificates).await,
+        None => None,
+    };
     let (bundles, bundle) = watch::channel(None);
+    let (kept, keeping) = watch::channel(None);
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let node = Node { requests: Api::all(client), certificates: certificates.clone(), timing };
-    tokio::join!(follow(maps, bundles, certificates), Arc::new(node).run(bundle));
+    let node = Node { requests: Api::all(client), certificates: certificates.clone(), kept, timing };
+    let write = async {
+        if let Some(cache) = cache {
+            cache.follow(keeping).await;
+        }
+    };
+    tokio::join!(follow(maps, bundles, certificates), Arc::new(node).run(bundle, issued), write);
+}
+
+/// Takes what the process before this one had, if it is good.
+async fn warm(cache: &Cache, certificates: &Certificates) -> Option<Issued> {
+    let source = cache.source();
+    match cache.read(certificates.id()).await {
+        Ok(Some((material, kept))) => {
+            let renew = half_life(material.not_before(), material.not_after());
+            certificates.install(material, &source);
+            let Kept { chain, key, roots, told: id } = kept;
+            Some(Issued { chain, key, renew, told: Bundle { roots, id } })
+        }
+        Ok(None) => None,
+        Err(why) => {
+            tracing::warn!(source, %why, "the kept certificate is not used, a new one is asked for");
+            None
+        }
+    }
+}
+
+/// The middle of a certificate's life, and up to a tenth earlier; it may be over.
+fn half_life(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
+    let half = not_after.duration_since(not_before).unwrap_or_default() / 2;
+    not_before + early(half)
+}
+
+/// Up to a tenth earlier, so that nodes that were started together drift apart.
+fn early(wait: Duration) -> Duration {
+    wait.mul_f64(0.9 + fastrand::f64() / 10.0)
 }
 
 /// Watches the roots.
@@ -168,20 +212,22 @@ fn read(map: &ConfigMap) -> Option<Bundle> {
 struct Node {
     requests: Api<CertificateSigningRequest>,
     certificates: Certificates,
+    /// What is to outlive this process.
+    kept: watch::Sender<Option<Arc<Kept>>>,
     timing: Timing,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Result<(Vec<u8>, String), Refusal>> + Send>>;
 
 impl Node {
-    async fn run(self: Arc<Self>, mut bundles: watch::Receiver<Option<Bundle>>) {
-        let mut issued: Option<Issued> = None;
+    /// `issued` is what the process before this one had.
+    async fn run(self: Arc<Self>, mut bundles: watch::Receiver<Option<Bundle>>, mut issued: Option<Issued>) {
         // The request under way, and the bundle that it names.
         let mut asking: Option<(Asking, Bundle)> = None;
-        let mut due = SystemTime::now();
+        let mut due = issued.as_ref().map_or_else(SystemTime::now, |issued| issued.renew);
         let mut failures = 0;
         loop {
-            // Not marked as seen: whatever comes first below, the change is told there.
+            // Not marked as seen: new roots are installed below, whatever else happens at the same time.
             let known = bundles.borrow().clone();
             if let (None, Some(bundle)) = (&asking, &known)
                 && SystemTime::now() >= due
@@ -222,7 +268,7 @@ impl Node {
                     }
                     if let (Some(issued), Some(bundle)) = (&issued, bundles.borrow().clone()) {
                         // Otherwise other nodes may refuse ours, or we theirs.
-                        due = match self.install(&issued.chain, &issued.key, &bundle) {
+                        due = match self.install(&issued.chain, &issued.key, &issued.told, &bundle) {
                             true => self.due(issued, Some(&bundle)).min(due.max(SystemTime::now())),
                             false => SystemTime::now(),
                         };
@@ -252,22 +298,24 @@ impl Node {
 
     /// Makes what was issued the node's certificate.
     fn take(&self, chain: Vec<u8>, key: String, told: Bundle, current: &Bundle) -> Option<Issued> {
-        if !self.install(&chain, &key, current) {
+        if !self.install(&chain, &key, &told, current) {
             return None;
         }
         let now = SystemTime::now();
         let end = self.certificates.current().map_or(now, |current| current.material.not_after());
-        // Half of what is left, and up to a tenth earlier, so that nodes that were started together drift apart.
-        let half = end.duration_since(now).unwrap_or_default() / 2;
-        let renew = now + half.mul_f64(0.9 + fastrand::f64() / 10.0);
+        // Half of what is left: it was just issued.
+        let renew = now + early(end.duration_since(now).unwrap_or_default() / 2);
         Some(Issued { chain, key, renew, told })
     }
 
-    fn install(&self, chain: &[u8], key: &str, bundle: &Bundle) -> bool {
-        let pem = Pem { certificates: chain, key: key.as_bytes(), roots: bundle.roots.as_bytes() };
-        match Material::parse(&pem, self.certificates.id(), SystemTime::now()) {
+    /// `told` is the bundle that the controller knows of, `bundle` the one to use.
+    fn install(&self, chain: &[u8], key: &str, told: &Bundle, bundle: &Bundle) -> bool {
+        let (chain, key, roots) = (chain.to_vec(), key.to_owned(), bundle.roots.clone());
+        let kept = Kept { chain, key, roots, told: told.id.clone() };
+        match kept.material(self.certificates.id(), SystemTime::now()) {
             Ok(material) => {
                 self.certificates.install(material, SOURCE);
+                self.kept.send_replace(Some(Arc::new(kept)));
                 true
             }
             Err(error) => {
@@ -360,3 +408,6 @@ fn decided(name: &str, request: CertificateSigningRequest) -> Result<Option<Vec<
     }
     Ok(status.certificate.map(|certificate| certificate.0).filter(|certificate| !certificate.is_empty()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,6 +233,16 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "POSTHOUSE_TLS_CA", value_name = "FILE", help_heading = "Security")]
     tls_ca: Option<PathBuf>,
 
+    /// File in which the certificate that the cluster's controller issued is kept with its key, so that a restart has it while the API
+    /// server is away
+    ///
+    /// Its folder must exist, on a file system in memory that goes with the pod. It is written with mode 600, and not read when others than
+    /// its owner, which must be the user of the process, may use it. Not used with --tls-cert.
+    ///
+    /// [default: none, a restart asks for a new certificate]
+    #[arg(long, env = "POSTHOUSE_IDENTITY_CACHE", value_name = "FILE", help_heading = "Security")]
+    identity_cache: Option<PathBuf>,
+
     /// Also link with peers that speak no TLS, for the time in which a cluster goes over to it
     ///
     /// Such peers are taken for who their address says. posthouse_link_plain_connections_total shows when it can be taken away.
@@ -327,6 +337,8 @@ pub(crate) struct TlsConfig {
     pub(crate) permissive: bool,
     /// Where its certificate is; none: the controller of the cluster issues it.
     pub(crate) files: Option<Files>,
+    /// Where what the controller issued is kept.
+    pub(crate) cache: Option<PathBuf>,
 }
 
 impl TlsConfig {
@@ -403,6 +415,7 @@ impl RunArgs {
             tls_cert,
             tls_key,
             tls_ca,
+            identity_cache,
             tls_permissive,
             trust_domain,
             log,
@@ -441,6 +454,9 @@ impl RunArgs {
             (TlsMode::Off, None) if tls_permissive => {
                 return Err("--tls-permissive: it needs --tls node or service".into());
             }
+            (TlsMode::Off, None) if identity_cache.is_some() => {
+                return Err("--identity-cache: it needs --tls node or service".into());
+            }
             (TlsMode::Off, None) => None,
             (TlsMode::Node | TlsMode::Service, None) if source != Source::Kube => {
                 return Err(format!(
@@ -452,6 +468,7 @@ impl RunArgs {
                 by_service: mode == TlsMode::Service,
                 permissive: tls_permissive,
                 files,
+                cache: identity_cache,
             }),
         };
         if let Some(entry) = egress_allow.iter().find(|entry| entry.is_of_cluster(&cluster_domain)) {

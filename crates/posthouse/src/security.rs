@@ -2,6 +2,7 @@
 //! of it: not ready before there is one, and not while it is expired, since such a node cannot link.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -34,8 +35,8 @@ struct Secured {
 enum From {
     /// Read once already.
     Files(Files, Box<Material>),
-    /// The controller of the cluster, by its API, for the namespace of the release.
-    Cluster(kube::Client, String),
+    /// The controller of the cluster, by its API, for the namespace of the release; and the file where that is kept.
+    Cluster { client: kube::Client, namespace: String, cache: Option<PathBuf> },
 }
 
 impl Security {
@@ -57,7 +58,7 @@ impl Security {
             None => {
                 let client = posthouse_discovery::connect(Some(SILENCE)).await;
                 let client = client.map_err(|why| Failure::Usage(format!("no usable cluster configuration: {why}")))?;
-                From::Cluster(client, config.namespace.clone())
+                From::Cluster { client, namespace: config.namespace.clone(), cache: tls.cache.clone() }
             }
         };
         let certificates = Certificates::new(tls.id.clone());
@@ -96,8 +97,9 @@ impl Security {
             let follow = async {
                 match from {
                     From::Files(files, _) => files.watch(certificates.clone()).await,
-                    From::Cluster(client, namespace) => {
-                        issued::keep(client, &namespace, certificates.clone(), issued::Timing::default()).await;
+                    From::Cluster { client, namespace, cache } => {
+                        let timing = issued::Timing::default();
+                        issued::keep(client, &namespace, certificates.clone(), cache, timing).await;
                     }
                 }
             };

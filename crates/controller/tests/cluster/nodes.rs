@@ -43,7 +43,7 @@ impl Cluster {
         };
         let task = tokio::spawn({
             let certificates = certificates.clone();
-            async move { keep(client, NAMESPACE, certificates, timing).await }
+            async move { keep(client, NAMESPACE, certificates, None, timing).await }
         });
         Node { certificates, cut, task }
     }

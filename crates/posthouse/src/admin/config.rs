@@ -98,6 +98,7 @@ fn effective(config: &Config) -> Value {
         "tls-cert": files.map(|files| &files.certificates),
         "tls-key": files.map(|files| &files.key),
         "tls-ca": files.map(|files| &files.roots),
+        "identity-cache": tls.as_ref().and_then(|tls| tls.cache.as_ref()),
         "tls-permissive": tls.as_ref().is_some_and(|tls| tls.permissive),
         "trust-domain": trust_domain.as_str(),
         "log": log,

@@ -130,6 +130,8 @@ fn links_are_secured_as_asked() {
     assert_eq!((tls.id.as_str(), tls.mode(), tls.permissive), ("spiffe://cluster.local/node/node-a", "node", false));
     assert_eq!(tls.files, Some(Files { certificates: "/c".into(), key: "/k".into(), roots: "/r".into() }));
     assert_eq!(with(&["--tls=node"]).unwrap().tls.unwrap().files, None, "the cluster's controller issues them");
+    let cached = with(&["--tls=node", "--identity-cache=/run/i"]).unwrap().tls.unwrap();
+    assert_eq!(cached.cache, Some("/run/i".into()));
     let more = ["--tls=service", "--tls-permissive", "--trust-domain=mesh.example", "--missing-peer=direct"];
     let config = with(&[&files[..], &more].concat()).unwrap();
     assert_eq!(config.missing_peer, MissingPeer::Direct, "the flag wins");
@@ -150,6 +152,7 @@ fn a_wrong_flag_is_named_on_one_line_with_what_would_be_right() {
         (&["--tls=node", "--tls-key=a", "--tls-ca=b"], &["--tls-cert: missing", "belong together"]),
         (&["--tls-cert=a", "--tls-key=b", "--tls-ca=c"], &["--tls-cert", "--tls node or service"]),
         (&["--tls-permissive"], &["--tls-permissive", "--tls node or service"]),
+        (&["--identity-cache=/run/i"], &["--identity-cache", "--tls node or service"]),
         (&["--trust-domain=spiffe://a"], &["--trust-domain", "as in 'cluster.local'"]),
         (&["--source=zookeeper"], &["--source", "'kube'", "dir:PATH"]),
         (&["--source=dir:"], &["--source", "dir:PATH"]),
