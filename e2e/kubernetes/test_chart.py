@@ -250,6 +250,16 @@ def test_probes_ask_the_right_process_and_have_patience():
     assert volume["emptyDir"]["medium"] == "Memory"
 
 
+def test_the_nodes_key_is_kept_in_memory_and_only_with_tls():
+    file = Path(env()["POSTHOUSE_IDENTITY_CACHE"])
+    mounts = {mount["mountPath"]: mount["name"] for mount in container()["volumeMounts"]}
+    (volume,) = [v for v in pod()["volumes"] if v["name"] == mounts[str(file.parent)]]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Mi"}
+    assert "fsGroup" not in pod()["securityContext"], "it would open the file to a group, and the proxy refuse it"
+    assert "POSTHOUSE_IDENTITY_CACHE" in env("--set", "tls=service")
+    assert "POSTHOUSE_IDENTITY_CACHE" not in env(*CLEAR)
+
+
 def test_an_upgrade_starts_the_new_pod_beside_the_old_one():
     strategy = render()["DaemonSet/posthouse"]["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
