@@ -100,7 +100,7 @@ impl Files {
         }
     }
 
-    /// Installs what the files get, until it is dropped. A fault is told once it has stayed for [`SETTLE`]; the certificate
+    /// Installs what the files get, until it is dropped. A fault is told once it has stayed for some seconds; the certificate
     /// before stays in use.
     pub async fn watch(self, certificates: Certificates) {
         let source = self.source();

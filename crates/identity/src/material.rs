@@ -60,7 +60,7 @@ pub enum Problem {
     /// Nothing there.
     #[error("no certificate is in it; it must have the node's certificate in PEM, '-----BEGIN CERTIFICATE-----'")]
     NoCertificate,
-    /// See [`MAX_CHAIN`] and [`MAX_ROOTS`].
+    /// More certificates than are read: see `MAX_CHAIN` and `MAX_ROOTS`.
     #[error("{found} certificates are too many, at most {limit} are allowed here")]
     TooMany {
         /// How many there are.
