@@ -31,6 +31,7 @@ pub(crate) enum Kind {
     EndpointSlice,
     Pod,
     Node,
+    AuthorizationPolicy,
 }
 
 /// What the next watch gets instead of events.
@@ -248,6 +249,7 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         "/apis/discovery.k8s.io/v1/endpointslices" => Kind::EndpointSlice,
         "/api/v1/pods" => Kind::Pod,
         "/api/v1/nodes" => Kind::Node,
+        "/apis/posthouse.io/v1alpha1/authorizationpolicies" => Kind::AuthorizationPolicy,
         other => return Ok(response(404, whole(format!("nobody may ask for {other}")))),
     };
     let pairs = request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));

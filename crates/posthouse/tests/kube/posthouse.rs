@@ -86,7 +86,7 @@ impl Posthouse {
     }
 
     /// Complete lists of each kind so far.
-    pub(crate) async fn lists(&self) -> [u64; 4] {
+    pub(crate) async fn lists(&self) -> [u64; 5] {
         let config = self.config().await;
         std::array::from_fn(|kind| config["discovery"]["watches"][kind]["lists"].as_u64().unwrap())
     }
