@@ -17,8 +17,9 @@ const MAX_SAFE_TRIES: usize = 3;
 /// Tries while pods refuse the connection, which costs no time: when a Service shrinks from 12 pods to 3 that end without
 /// care, nine of them refuse before the API says so. Further ones are passed over by then (`EndpointStats::refused`).
 const MAX_REFUSED_TRIES: usize = 10;
-/// Tries of an idempotent request after a failure in the middle: one more (design default; GEP-1731 has none).
-const MAX_IDEMPOTENT_RETRIES: usize = 1;
+/// Further tries of an idempotent request after a failure in the middle. Two, as many as where nothing reached a pod: with one, a GET failed
+/// where two pods in a row ended without care under it (design default: one; GEP-1731 has none).
+const MAX_IDEMPOTENT_RETRIES: usize = 2;
 /// Back-off before a try that follows at once on the same trouble: up to 25 ms, with full jitter. Source: the first step of
 /// Envoy's and linkerd2-proxy's 25 to 250 ms; there is no second. A try elsewhere after a refused connection does not wait.
 const BACKOFF: Duration = Duration::from_millis(25);

@@ -96,6 +96,25 @@ async fn a_pod_that_closes_without_an_answer_fails_posts_and_no_idempotent_reque
     }
 }
 
+/// When a Service shrinks without care, a request may meet a pod that ends twice in a row.
+#[tokio::test]
+async fn two_pods_in_a_row_that_close_fail_no_idempotent_request() {
+    for node in [A, B] {
+        let log = Log::default();
+        let (bad, worse) = (mute(node, 10, &log).await, mute(node, 11, &log).await);
+        let fine = good(node, 12, &log).await;
+        let mesh = Mesh::start();
+        mesh.web(&[&bad, &worse, &fine]);
+        let mut client = Wire::connect(mesh.a.outbound).await;
+        for n in 0..30 {
+            client.send(format!("GET / HTTP/1.1\r\nHost: web.demo\r\nX-Id: {n}\r\n\r\n")).await;
+            assert_eq!(client.answer().await.text(), "000000", "{node}: GET {n}");
+        }
+        let log = log.lock().unwrap();
+        assert!(log.values().any(|seen| *seen == 3), "no request met both: {log:?}");
+    }
+}
+
 /// Makes `pod` look busy, so that the balancer takes the other of two.
 fn look_busy(mesh: &Mesh, pod: &Pod) {
     mesh.a.stats(pod.address).begin();
