@@ -18,9 +18,9 @@ use crate::status::Board;
 /// send before our watch shows it, since its node's proxy saw it first. 1 s: watches show changes within some 10 ms, and a
 /// request that is going to be refused may take that long.
 pub(crate) const WAIT: Duration = Duration::from_secs(1);
-/// How many claims on one roster may wait at a time. More than a node starts pods in a second; whoever invents claims
-/// holds so many streams of ours.
-const WAITING: usize = 4_096;
+/// How many streams may wait for one roster at a time: as many as a peer's worker opens on a link, so that a burst at the first
+/// list (a receiver that has just started) is checked whole. Each holds its stream's few KiB for at most [`WAIT`] twice over.
+pub(crate) const WAITING: usize = 4_096;
 
 /// What is known of the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

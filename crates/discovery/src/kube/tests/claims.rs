@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::*;
 use crate::kube::peers::Peers;
+use crate::roster::WAITING;
 
 struct Claims {
     peers: Arc<Peers>,
@@ -345,24 +346,27 @@ async fn at_most_512_nodes_are_watched_and_the_least_used_gives_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn few_claims_of_a_node_may_wait_at_a_time() {
+async fn so_many_claims_of_a_node_may_wait_at_a_time() {
     let script = Script::new();
     script.0.list(Kind::Pod, one([web()]));
     let claims = Claims::new(script);
     verified(claims.check("shop/web-1/u1/web").await);
-    let waiting: Vec<_> = (0..64)
+    let waiting: Vec<_> = (0..WAITING)
         .map(|n| {
             let peers = Arc::clone(&claims.peers);
             tokio::spawn(async move { peers.check(&read(&format!("shop/made-up/{n}/x")), "node-b").await })
         })
         .collect();
     pass(Duration::from_millis(1)).await;
-    assert_eq!(unknown(claims.check("shop/made-up/64/x").await), "too many claims of its node wait to be checked");
+    assert_eq!(
+        unknown(claims.check("shop/made-up/too-many/x").await),
+        "too many claims of its node wait to be checked"
+    );
     verified(claims.check("shop/web-1/u1/web").await);
     for checked in waiting {
         refuted(checked.await.unwrap());
     }
-    refuted(claims.check("shop/made-up/64/x").await);
+    refuted(claims.check("shop/made-up/too-many/x").await);
 }
 
 #[tokio::test(start_paused = true)]
