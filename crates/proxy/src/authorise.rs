@@ -35,8 +35,8 @@ pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarde
 /// Who asks, as this node knows it.
 #[derive(Clone)]
 pub(crate) struct Caller {
-    /// Empty where no certificate proves it.
-    node: Arc<str>,
+    /// Where a certificate proves it.
+    node: Option<Arc<str>>,
     identity: Option<Arc<Identity>>,
     /// It claims to be somebody, and that cannot be checked now.
     doubtful: bool,
@@ -50,9 +50,12 @@ struct Fields {
 }
 
 impl Caller {
+    /// A caller of which nothing is known.
+    pub(crate) const UNKNOWN: Self = Self { node: None, identity: None, doubtful: false, fields: None };
+
     /// A caller of which nothing but the node is known.
     pub(crate) fn unidentified(node: &Arc<str>) -> Self {
-        Self { node: Arc::clone(node), identity: None, doubtful: false, fields: None }
+        Self { node: Some(Arc::clone(node)), ..Self::UNKNOWN }
     }
 
     /// A pod that was verified.
@@ -64,7 +67,7 @@ impl Caller {
             let forwarded_for = identity.address.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok());
             Rc::new(Fields { client, forwarded_for })
         });
-        Self { node: Arc::clone(&identity.node), identity: Some(identity), doubtful: false, fields }
+        Self { node: Some(Arc::clone(&identity.node)), identity: Some(identity), doubtful: false, fields }
     }
 
     /// A pod of this node, which its address proves.
@@ -91,13 +94,18 @@ impl Caller {
         }
     }
 
+    /// Its node, empty when nothing proves it.
+    fn node(&self) -> &str {
+        self.node.as_deref().unwrap_or_default()
+    }
+
     fn source(&self) -> Source<'_> {
         let workload = self.identity.as_deref().map(|identity| Workload {
             namespace: &identity.pod.namespace,
             pod: &identity.pod.name,
             service_account: &identity.service_account,
         });
-        Source { node: &self.node, workload, doubtful: self.doubtful }
+        Source { node: self.node(), workload, doubtful: self.doubtful }
     }
 }
 
@@ -143,7 +151,7 @@ impl Claims {
     ) -> Result<Caller, Error> {
         // A plain link's peer is told by its address alone, which proves no identity.
         if !peer.authenticated {
-            return Ok(Caller::unidentified(&Arc::from("")));
+            return Ok(Caller::UNKNOWN);
         }
         let Some(source) = source.filter(|source| *source != "-") else {
             return Ok(Caller::unidentified(&peer.node));
@@ -261,7 +269,7 @@ impl Protected {
                     Operation::Http { method, path, .. } => (*method, *path),
                     Operation::Tunnel => ("CONNECT", ""),
                 };
-                info!(policy, source = %caller, node = %caller.node, pod = %self.pod, namespace = %self.namespace, port, method, path, unlogged, "{what}");
+                info!(policy, source = %caller, node = caller.node(), pod = %self.pod, namespace = %self.namespace, port, method, path, unlogged, "{what}");
             }
         };
         if let Some(policy) = &verdict.would_deny {

@@ -310,7 +310,7 @@ fn prepare(client: &Client, request: &mut Request, delivery: Delivery, outside: 
     }
     if outside {
         // Names and addresses of the cluster's pods are nobody's business out there.
-        Caller::unidentified(&client.worker.proxy.config.node_name).stamp(&mut request.headers);
+        Caller::UNKNOWN.stamp(&mut request.headers);
     } else {
         client.caller.stamp(&mut request.headers);
     }

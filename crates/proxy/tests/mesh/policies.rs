@@ -332,38 +332,10 @@ async fn no_service_of_another_namespace_or_port_leads_around_a_policy() {
     let mesh = mesh();
     let from = json!({"namespace": "evil", "pod": "e-0", "serviceAccount": "e"});
     let to = json!({"namespace": "shop", "service": "db", "port": 0});
-    let mut set = Set::default();
-    let spec = json!({"action": "Allow", "targetRefs": [{"kind": "Service", "name": "db"}], "rules": []});
-    set.put(Policy::read("shop", "nobody", &spec));
-    stage(&mesh, &set, &from, &to, B, SocketAddr::new(pod.address.ip(), 1), AppProtocol::Unknown);
+    stage(&mesh, &closed(), &from, &to, B, SocketAddr::new(pod.address.ip(), 1), AppProtocol::Unknown);
     // Another's Service with a slice that names the protected pod by a port that its own Service has not.
     mesh.update(|_, directory| {
-        let own = directory.service("shop/db").unwrap();
-        let endpoint = &own.ports[0].endpoints.all()[0];
-        let stolen = Endpoint {
-            address: pod.address,
-            node: endpoint.node.clone(),
-            zone: None,
-            hostname: None,
-            pod: Some(PodRef { namespace: "evil".into(), name: "e-1".into(), uid: "x".into() }),
-            state: EndpointState::Ready,
-            refusal: None,
-            stats: Arc::default(),
-        };
-        directory.put_service(Service {
-            namespace: "evil".into(),
-            name: "way-in".into(),
-            kind: ServiceKind::Headless,
-            tls: None,
-            backend: None,
-            ports: vec![ServicePort {
-                name: "".into(),
-                port: 80,
-                app_protocol: AppProtocol::Unknown,
-                endpoints: Arc::new(EndpointSet::new(vec![Arc::new(stolen)])),
-            }],
-            changed: SystemTime::now(),
-        });
+        directory.put_service(slice("evil", "way-in", pod.address, B, pod_ref("evil", "e-1")));
     });
     let mut client = Wire::connect_from(pod_ip(A, CLIENT), mesh.a.outbound).await;
     let answer = client.get("way-in.evil", "/").await;
