@@ -56,6 +56,8 @@ pub(crate) struct Timing {
     pub(crate) unreachable: Duration,
     /// How often a kind is asked for that the API does not have.
     pub(crate) absent: Duration,
+    /// How soon for the second time; the first answer is not believed. 1 s: a start without the CRD is later by that.
+    pub(crate) absent_again: Duration,
     /// A watch that lived this long or said something was a success: the back-off begins anew.
     pub(crate) settled: Duration,
     /// How long the API may take to list everything before the snapshot is used.
@@ -74,6 +76,7 @@ impl Default for Timing {
             backoff: (Duration::from_millis(250), Duration::from_secs(30)),
             unreachable: Duration::from_secs(1),
             absent: Duration::from_secs(30),
+            absent_again: Duration::from_secs(1),
             settled: Duration::from_secs(5),
             grace: Duration::from_secs(3),
             snapshot: Duration::from_secs(10),

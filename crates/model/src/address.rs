@@ -31,6 +31,8 @@ pub enum Refusal {
     NodePort,
     /// An address of the cluster's own (a Service's, a pod's, a pod range's) where one outside is wanted.
     Cluster,
+    /// A private address where one outside is wanted, in a cluster whose pod ranges are not all known.
+    PerhapsPod,
 }
 
 impl fmt::Display for Refusal {
@@ -46,6 +48,10 @@ impl fmt::Display for Refusal {
             Self::Node => "a node's own address",
             Self::NodePort => "a port of the node's own services",
             Self::Cluster => "an address of the cluster's own",
+            Self::PerhapsPod => {
+                "a private address and may be a pod's, since some Node has no podCIDR; if it is not, list its network in \
+                 --egress-allow, too"
+            }
         })
     }
 }
@@ -109,6 +115,21 @@ pub fn check_outside(address: SocketAddr, directory: &Directory) -> Result<(), R
         || directory.endpoints_at(address).iter().any(|(key, _)| **key == *API_SERVER)
         || in_pod_cidr(ip, directory);
     if of_cluster { Err(Refusal::Cluster) } else { Ok(()) }
+}
+
+/// Whether `ip` may be a pod's of another node for all that is known: its address is private, and some Node does not say where its
+/// pods live (the network plug-ins of clouds, Cilium and Calico have pod ranges of their own).
+#[must_use]
+pub fn may_be_pod(ip: IpAddr, directory: &Directory) -> bool {
+    is_private(ip) && directory.nodes().any(|node| node.pod_cidrs.is_empty())
+}
+
+/// RFC 1918, RFC 6598 (carriers' range, which clusters use for pods, too) and RFC 4193.
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64,
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    }
 }
 
 /// Whether `ip` lies in some node's podCIDR.

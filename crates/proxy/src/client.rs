@@ -91,6 +91,16 @@ impl Client {
         {
             return Ok(Rc::clone(last));
         }
+        Box::pin(self.look_up(directory, authority, default_port, now)).await
+    }
+
+    async fn look_up(
+        &self,
+        directory: &Directory,
+        authority: &Authority,
+        default_port: u16,
+        now: Instant,
+    ) -> Result<Rc<Found>, Error> {
         let Identified { destination, outside, life } =
             outbound::identify(self, directory, authority, default_port).await?;
         let key = destination.service.key();

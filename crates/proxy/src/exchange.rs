@@ -5,7 +5,7 @@ mod upload;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -211,14 +211,14 @@ pub(crate) fn h2_error(error: &h2::Error, whom: &dyn std::fmt::Display) -> Error
 /// Sends an answer down while the rest of the request goes up. Ends when the answer is complete, the client is gone, a
 /// side breaks off or nothing moves for `timer`'s limit.
 pub(crate) async fn forward<D: Downstream>(
-    response: Response,
+    response: &mut Response,
     down: &mut D,
     request_body: Option<&ReplayBody>,
     timer: &mut IdleTimer,
 ) -> Result<(), Error> {
-    let Response { status, headers, mut body, mut upload, upgrade: _, tunnel: _ } = response;
+    let Response { status, headers, body, upload, upgrade: _, tunnel: _ } = response;
     let ended = body.is_end();
-    down.head(status, headers, ended)?;
+    down.head(*status, std::mem::take(headers), ended)?;
     let mut data = Bytes::new();
     let mut state = if ended { Sending::Flush } else { Sending::Body };
     let mut uploaded = request_body.map_or(0, ReplayBody::moved);
@@ -226,7 +226,7 @@ pub(crate) async fn forward<D: Downstream>(
     timer.touch();
     let result = poll_fn(|cx| {
         let mut moved = false;
-        poll_upload(&mut upload, cx)?;
+        poll_upload(upload, cx)?;
         if let Some(request_body) = request_body
             && request_body.moved() != uploaded
         {
@@ -246,7 +246,7 @@ pub(crate) async fn forward<D: Downstream>(
                         }
                         Poll::Pending => {
                             moved |= data.len() != before;
-                            poll_stalled::<()>(&mut stall, data.len() != before, &mut body, cx)
+                            poll_stalled::<()>(&mut stall, data.len() != before, body, cx)
                                 .map_err(|given_up| given_up.err().unwrap_or_else(Error::client_gone))?;
                             break;
                         }
@@ -310,14 +310,14 @@ enum Sending {
     Flush,
 }
 
-/// Waits for the head of an answer, no longer than the client waits and `timer` allows.
+/// Waits for the head of an answer, no longer than the client waits and `timer` allows. (`call` is pinned where it was made: handed
+/// over by value it would lie in this future twice, and thousands of bytes would be copied for each request.)
 pub(crate) async fn await_response<D: Downstream>(
-    call: impl Future<Output = Result<Response, Error>>,
+    mut call: Pin<&mut impl Future<Output = Result<Response, Error>>>,
     request_body: Option<&ReplayBody>,
     timer: &mut IdleTimer,
     gone: &RefCell<&mut D>,
 ) -> Result<Response, Error> {
-    let mut call = pin!(call);
     let mut uploaded = 0;
     timer.touch();
     poll_fn(|cx| {

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::SendRequest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
-use crate::body::{Body, BodyOf, H2Body};
+use crate::body::{Body, BodyOf, H2Body, ReplayBody};
 use crate::coalesce::{Coalesced, Heard, coalesce};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Interims, Response, TunnelEnd, Upload, h2_error, poll_upload, upload_h2};
@@ -222,30 +222,19 @@ impl H2Conn {
         StreamLease(Rc::clone(self))
     }
 
-    async fn send(
-        self: &Rc<Self>,
-        request: http::Request<()>,
-        end: bool,
-        whom: &dyn Display,
-    ) -> Result<(ResponseFuture, h2::SendStream<Bytes>), Error> {
-        let not_sent = |error: &h2::Error| {
-            Error::upstream(
-                ErrorKind::ConnectionTerminated,
-                Retry::Safe,
-                format!("no stream could be opened to {whom}: {error}"),
-            )
-        };
+    /// Waits until a stream can be opened.
+    async fn ready(&self, whom: &dyn Display) -> Result<SendRequest<Bytes>, Error> {
         // A clone a request: h2 keeps "one request waits to be opened" on the handle.
         let mut sender = self.sender.clone();
-        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|e| not_sent(&e))?;
-        sender.send_request(request, end).map_err(|e| not_sent(&e))
+        poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|error| not_sent(&error, whom))?;
+        Ok(sender)
     }
 
     /// Gives up `call` when the other end becomes suspect: for a request that may be sent again.
     pub(crate) async fn unless_suspect<T>(
         &self,
         whom: &dyn Display,
-        call: impl Future<Output = Result<T, Error>>,
+        call: Pin<&mut impl Future<Output = Result<T, Error>>>,
     ) -> Result<T, Error> {
         tokio::select! {
             biased;
@@ -258,18 +247,21 @@ impl H2Conn {
         }
     }
 
-    /// Sends a request and waits for the head of its answer; the body is sent meanwhile. Dropping the future resets
-    /// the stream.
+    /// Sends a request, which is made when a stream can be opened, and waits for the head of its answer; the body is sent meanwhile.
+    /// Dropping the future resets the stream.
     pub(crate) async fn call(
         self: &Rc<Self>,
-        request: http::Request<()>,
-        body: Body,
+        request: impl FnOnce() -> Result<http::Request<()>, Error>,
+        body: Option<&ReplayBody>,
         interim: &mut dyn Interim,
         whom: &dyn Display,
     ) -> Result<Response, Error> {
         let lease = self.lease();
+        let mut sender = self.ready(whom).await?;
+        let body = body.map_or(Body::Empty, ReplayBody::reader);
         let end = body.is_end();
-        let (mut response, send) = self.send(request, end, whom).await?;
+        let (mut response, send) = sender.send_request(request()?, end).map_err(|error| not_sent(&error, whom))?;
+        drop(sender);
         let mut upload: Option<Upload> = if end { None } else { Some(Box::pin(upload_h2(body, send))) };
         let mut interims = Interims::new(interim);
         let response = poll_fn(|cx| {
@@ -317,7 +309,8 @@ impl H2Conn {
         is_tunnel: impl FnOnce(&http::response::Parts) -> bool,
     ) -> Result<Response, Error> {
         let lease = self.lease();
-        let (response, send) = self.send(request, false, whom).await?;
+        let (response, send) =
+            self.ready(whom).await?.send_request(request, false).map_err(|error| not_sent(&error, whom))?;
         let response = response.await.map_err(|error| self.explain(&error, whom))?;
         let (parts, recv) = response.into_parts();
         let (body, tunnel) = if is_tunnel(&parts) {
@@ -329,13 +322,25 @@ impl H2Conn {
     }
 }
 
+fn not_sent(error: &h2::Error, whom: &dyn Display) -> Error {
+    Error::upstream(
+        ErrorKind::ConnectionTerminated,
+        Retry::Safe,
+        format!("no stream could be opened to {whom}: {error}"),
+    )
+}
+
 /// Counts an open stream and keeps its connection.
 pub(crate) struct StreamLease(Rc<H2Conn>);
 
 impl Drop for StreamLease {
     fn drop(&mut self) {
-        self.0.state.active.set(self.0.active() - 1);
-        self.0.used.set(Instant::now());
+        let left = self.0.active() - 1;
+        self.0.state.active.set(left);
+        if left == 0 {
+            // Asked for while there is no stream, only then.
+            self.0.used.set(Instant::now());
+        }
         if let Some(counters) = &self.0.counters {
             counters.stream_closed();
         }

@@ -42,6 +42,24 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
     where
         F: Future<Output = Result<Rc<H2Conn>, Error>>,
     {
+        match self.ready(key) {
+            Some(connection) => Ok(connection),
+            None => Box::pin(self.wait_or_dial(key, dial)).await,
+        }
+    }
+
+    /// A connection with room for a stream, if there is one.
+    fn ready(&self, key: &K) -> Option<Rc<H2Conn>> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get_mut(key)?;
+        slot.connections.retain(|c| !c.is_closed());
+        slot.connections.iter().find(|c| c.has_room()).map(Rc::clone)
+    }
+
+    async fn wait_or_dial<F>(&self, key: &K, dial: impl FnOnce() -> F) -> Result<Rc<H2Conn>, Error>
+    where
+        F: Future<Output = Result<Rc<H2Conn>, Error>>,
+    {
         let mut waited_for = None;
         loop {
             let wait = {

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use posthouse_model::{Directory, Endpoint, Pod, ServiceKey, address};
 
 use crate::backend::Backend;
-use crate::body::{Body, ReplayBody};
+use crate::body::ReplayBody;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Request, Response};
 use crate::metrics::OpenGauge;
@@ -136,10 +136,8 @@ pub(crate) async fn deliver(
         Delivery::Http1 | Delivery::Opaque => pods.call_h1(backend, request, body, interim).await?,
         Delivery::Http2 => {
             let connection = pods.h2(backend).await?;
-            let body = body.map_or(Body::Empty, ReplayBody::reader);
-            connection
-                .call(h2_message(request, backend)?, body, interim, &format_args!("pod {}", backend.address))
-                .await?
+            let whom = format_args!("pod {}", backend.address);
+            connection.call(|| h2_message(request, backend), body, interim, &whom).await?
         }
     };
     crate::h1::strip_hop_by_hop(&mut response.headers);

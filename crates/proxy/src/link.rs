@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use posthouse_model::{Peer, Service, ServiceKey};
 use tracing::{info, warn};
 
 use crate::backend::Same;
-use crate::body::{Body, ReplayBody};
+use crate::body::ReplayBody;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Request, Response};
 use crate::h2conn::{H2Conn, LINK_WINDOWS};
@@ -116,14 +117,13 @@ impl Links {
         interim: &mut dyn Interim,
     ) -> Result<Response, Error> {
         let link = self.get(proxy, through).await?;
-        let message = self.message(request, stamp)?;
         let whom = Whom(&through.peer.node);
         let response = if request.upgrade.is_some() {
-            link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED)).await?
+            let message = self.message(request, stamp)?;
+            Box::pin(link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED))).await?
         } else {
-            let body = body.map_or(Body::Empty, ReplayBody::reader);
-            let call = link.call(message, body, interim, &whom);
-            if request.is_idempotent() { link.unless_suspect(&whom, call).await? } else { call.await? }
+            let mut call = pin!(link.call(|| self.message(request, stamp), body, interim, &whom));
+            if request.is_idempotent() { link.unless_suspect(&whom, call).await? } else { call.as_mut().await? }
         };
         unpack(response)
     }

@@ -122,13 +122,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                crate::worker::spawn_stream(serve_stream(
-                    Rc::clone(&worker),
-                    Rc::clone(&peer),
-                    Rc::clone(&claims),
-                    request,
-                    respond,
-                ));
+                let down = H2Downstream::new(respond, request.method());
+                let (parts, recv) = request.into_parts();
+                let (worker, peer, claims) = (Rc::clone(&worker), Rc::clone(&peer), Rc::clone(&claims));
+                crate::worker::spawn_stream(serve_stream(worker, peer, claims, parts, recv, down));
             }
             Some(Err(error)) => {
                 debug!(peer = %peer.node, %error, "link broke");
@@ -155,14 +152,13 @@ async fn serve_stream(
     worker: Rc<Worker>,
     peer: Rc<PeerIdentity>,
     claims: Rc<Claims>,
-    request: http::Request<h2::RecvStream>,
-    respond: h2::server::SendResponse<Bytes>,
+    parts: http::request::Parts,
+    recv: h2::RecvStream,
+    down: H2Downstream,
 ) {
     let _stream = OpenGauge::new(worker.link_streams.clone());
     let _in_flight = worker.inbound.begin();
     let started = Instant::now();
-    let down = H2Downstream::new(respond, request.method());
-    let (parts, recv) = request.into_parts();
     let delivered = match Order::read(parts) {
         Ok(order) => {
             let admitted = worker.admit(order.target, started).await.and_then(|admitted| {
@@ -183,7 +179,7 @@ async fn serve_stream(
         }
         Err(error) => {
             failed_without_service(Direction::Inbound, error.kind);
-            answer(down, &error).await;
+            Box::pin(answer(down, &error)).await;
             Some(error)
         }
     };
@@ -230,7 +226,7 @@ struct Order {
 }
 
 impl Order {
-    fn read(mut parts: http::request::Parts) -> Result<Self, Error> {
+    fn read(mut parts: http::request::Parts) -> Result<Box<Self>, Error> {
         let bad = |what: &'static str| Error::client(ErrorKind::HttpRequestError, what);
         let target = parts
             .headers
@@ -274,7 +270,7 @@ impl Order {
             upgrade,
             h2: delivery == Delivery::Http2,
         };
-        Ok(Self { target, delivery, source, request })
+        Ok(Box::new(Self { target, delivery, source, request }))
     }
 
     /// Who asks, if it may. The request is then as it goes to the pod: with the caller's fields, and by the path that policies
@@ -303,7 +299,7 @@ impl Order {
 
     /// Checks, delivers and answers; returns what the metrics and the log need.
     async fn carry_out(
-        mut self,
+        mut self: Box<Self>,
         worker: &Rc<Worker>,
         peer: &PeerIdentity,
         claims: &Claims,
@@ -315,19 +311,20 @@ impl Order {
         let (caller, admitted) = match self.authorise(worker, peer, claims, admitted).await {
             Ok(allowed) => allowed,
             Err(error) => {
-                answer(down, &error).await;
+                Box::pin(answer(down, &error)).await;
                 return (Some(error.status()), Some(error));
             }
         };
-        let Self { target, delivery, source: _, mut request } = self;
+        let Self { target, delivery, request, .. } = &mut *self;
+        let (target, delivery) = (*target, *delivery);
         if delivery == Delivery::Opaque {
             let revoked = authorise::revoked(worker, target, caller, Held::Tunnel, since);
-            return opaque(worker, target, recv, down, revoked).await;
+            return Box::pin(opaque(worker, target, recv, down, revoked)).await;
         }
         if request.upgrade.is_some() {
             let held = Held::Http(request.method.clone(), request.path.clone(), request.authority.clone());
             let revoked = authorise::revoked(worker, target, caller, held, since);
-            return upgrade(worker, &admitted.backend, &request, recv, down, revoked).await;
+            return Box::pin(upgrade(worker, &admitted.backend, request, recv, down, revoked)).await;
         }
         let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
         request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
@@ -342,23 +339,29 @@ impl Order {
         let called = {
             let down = RefCell::new(&mut down);
             let mut interim = SharedInterim(&down);
-            let call =
-                inbound::deliver(&worker.pods, &admitted.backend, delivery, &request, body.as_ref(), &mut interim);
-            await_response(call, body.as_ref(), &mut timer, &down).await
+            let mut call = Box::pin(inbound::deliver(
+                &worker.pods,
+                &admitted.backend,
+                delivery,
+                request,
+                body.as_ref(),
+                &mut interim,
+            ));
+            await_response(call.as_mut(), body.as_ref(), &mut timer, &down).await
         };
         match called {
-            Ok(response) => {
+            Ok(mut response) => {
                 if let Some(body) = &body {
                     body.commit();
                 }
                 let status = response.status;
-                match forward(response, &mut down, body.as_ref(), &mut timer).await {
+                match forward(&mut response, &mut down, body.as_ref(), &mut timer).await {
                     Ok(()) => (Some(status), None),
                     Err(error) => (Some(status), Some(error)),
                 }
             }
             Err(error) => {
-                answer(down, &error).await;
+                Box::pin(answer(down, &error)).await;
                 (Some(error.status()), Some(error))
             }
         }
@@ -399,7 +402,7 @@ async fn upgrade(
     let called = {
         let down = RefCell::new(&mut down);
         let mut interim = SharedInterim(&down);
-        let call = inbound::deliver(&worker.pods, backend, Delivery::Http1, request, None, &mut interim);
+        let call = pin!(inbound::deliver(&worker.pods, backend, Delivery::Http1, request, None, &mut interim));
         await_response(call, None, &mut timer, &down).await
     };
     match called {
@@ -415,9 +418,9 @@ async fn upgrade(
             (Some(status), None)
         }
         // The pod did not switch: its answer goes back as it is.
-        Ok(response) => {
+        Ok(mut response) => {
             let status = response.status;
-            let result = forward(response, &mut down, None, &mut timer).await;
+            let result = forward(&mut response, &mut down, None, &mut timer).await;
             (Some(status), result.err())
         }
         Err(error) => {

@@ -17,7 +17,6 @@ use posthouse_model::stats::now_nanos;
 use posthouse_model::{AppProtocol, Authority, Destination, Directory, Endpoint, Host, Unresolved};
 use tracing::info;
 
-use crate::authorise::Caller;
 use crate::balance::{Balancer, LeastRequest};
 use crate::body::ReplayBody;
 use crate::client::{Client, Found, REMEMBER};
@@ -56,7 +55,7 @@ pub(crate) struct Underway {
 /// Handles one request: finds its destination, sends it, answers the client.
 pub(crate) async fn handle<D: Downstream>(
     client: &Client,
-    mut request: Request,
+    request: &mut Request,
     down: &mut D,
     timer: &mut IdleTimer,
 ) -> Handled {
@@ -66,7 +65,7 @@ pub(crate) async fn handle<D: Downstream>(
     let grpc = request.is_grpc();
     let mut log = LogFields { method: request.method.clone(), authority: request.authority.clone(), endpoint: None };
     let mut found = None;
-    let result = serve(client, &directory, &mut request, down, timer, started, &mut found, &mut log).await;
+    let result = serve(client, &directory, request, down, timer, started, &mut found, &mut log).await;
     let (status, error, handled) = match result {
         Ok(Served::Answered(status)) => (Some(status), None, Handled::Done),
         Ok(Served::Switched(response, in_flight)) => {
@@ -79,7 +78,8 @@ pub(crate) async fn handle<D: Downstream>(
             (None, Some(error), Handled::Done)
         }
         Err(Failure { error, answered: false, .. }) => {
-            answer_error(down, &error, grpc, HeaderMap::new(), ERROR_ANSWER).await;
+            // Boxed, as all that is rare on a request's way: what is not keeps its futures small.
+            Box::pin(answer_error(down, &error, grpc, HeaderMap::new(), ERROR_ANSWER)).await;
             (Some(error.status()), Some(error), Handled::Done)
         }
     };
@@ -166,13 +166,13 @@ async fn serve<D: Downstream>(
         true => egress::delivery(client, request)?,
         false => delivery(request, found.destination.service_port().app_protocol)?,
     };
-    prepare(client, request, delivery, found.outside);
+    prepare(client, request, delivery);
     let begun = now_nanos();
     found.budget.request(begun);
 
     let body = std::mem::replace(&mut request.body, crate::body::Body::Empty);
     let body = if body.is_end() { None } else { Some(ReplayBody::new(body)) };
-    let (response, in_flight) =
+    let (mut response, in_flight) =
         send(client, directory, &found, request, delivery, body.as_ref(), down, timer, begun, log).await?;
     if let Some(body) = &body {
         body.commit();
@@ -181,7 +181,7 @@ async fn serve<D: Downstream>(
         return Ok(Served::Switched(Box::new(response), in_flight));
     }
     let status = response.status;
-    forward(response, down, body.as_ref(), timer).await.map(|()| Served::Answered(status)).map_err(|error| {
+    forward(&mut response, down, body.as_ref(), timer).await.map(|()| Served::Answered(status)).map_err(|error| {
         if error.side != Side::Client {
             in_flight.stats.failed();
         }
@@ -300,19 +300,13 @@ fn delivery(request: &Request, app_protocol: AppProtocol) -> Result<Delivery, Er
 }
 
 /// Changes the request's fields for its way on.
-fn prepare(client: &Client, request: &mut Request, delivery: Delivery, outside: bool) {
+fn prepare(client: &Client, request: &mut Request, delivery: Delivery) {
     if delivery == Delivery::Http1 {
         // `TE: trailers` belongs to one HTTP/1.1 connection; HTTP/2 splits cookies, HTTP/1.1 must not.
         request.headers.remove(http::header::TE);
         if request.h2 {
             inbound::join_cookies(&mut request.headers);
         }
-    }
-    if outside {
-        // Names and addresses of the cluster's pods are nobody's business out there.
-        Caller::UNKNOWN.stamp(&mut request.headers);
-    } else {
-        client.caller.stamp(&mut request.headers);
     }
     request.headers.append(http::header::VIA, client.worker.via.clone());
 }
@@ -323,7 +317,7 @@ async fn send<D: Downstream>(
     client: &Client,
     directory: &Arc<Directory>,
     found: &Found,
-    request: &Request,
+    request: &mut Request,
     delivery: Delivery,
     body: Option<&ReplayBody>,
     down: &mut D,
@@ -333,6 +327,7 @@ async fn send<D: Downstream>(
 ) -> Result<(Response, InFlight), Error> {
     let down = RefCell::new(down);
     let mut retry = Retries::default();
+    let idempotent = request.is_idempotent();
     loop {
         let endpoint = match pick(found, &retry, begun) {
             Ok(endpoint) => endpoint,
@@ -340,9 +335,14 @@ async fn send<D: Downstream>(
         };
         log.endpoint = Some(endpoint.address);
         let in_flight = InFlight::begin(&endpoint.stats);
-        let mut interim = SharedInterim(&down);
-        let call = send_once(client, directory, found, &endpoint, delivery, request, body, &mut interim);
-        match await_response(call, body, timer, &down).await {
+        let called = {
+            let mut interim = SharedInterim(&down);
+            // Boxed: it is the larger part of what a request needs, and each future around it would be moved with it inside.
+            let mut call =
+                Box::pin(send_once(client, directory, found, &endpoint, delivery, request, body, &mut interim));
+            await_response(call.as_mut(), body, timer, &down).await
+        };
+        match called {
             Ok(response) => {
                 let now = now_nanos();
                 in_flight.stats.answered(now - begun, now);
@@ -353,7 +353,7 @@ async fn send<D: Downstream>(
                 in_flight.stats.failed();
                 drop(in_flight);
                 let replayable = body.is_none_or(ReplayBody::can_replay);
-                retry.decide(error, &endpoint, request.is_idempotent(), replayable, found)?.wait().await;
+                retry.decide(error, &endpoint, idempotent, replayable, found)?.wait().await;
                 begun = now_nanos();
             }
         }

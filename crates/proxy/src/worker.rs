@@ -237,10 +237,14 @@ impl Worker {
     /// pod is, so a pod that may yet appear is waited for.
     pub(crate) async fn admit(&self, target: SocketAddr, now: Instant) -> Result<Rc<Admitted>, Error> {
         match self.admit_now(target, now) {
-            Ok(admitted) => return Ok(admitted),
-            Err(refusal) if !refusal.may_appear => return Err(refusal.error),
-            Err(_) => {}
+            Ok(admitted) => Ok(admitted),
+            Err(refusal) if !refusal.may_appear => Err(refusal.error),
+            Err(_) => Box::pin(self.admit_soon(target, now)).await,
         }
+    }
+
+    /// [`Self::admit`], when the pod may yet appear.
+    async fn admit_soon(&self, target: SocketAddr, now: Instant) -> Result<Rc<Admitted>, Error> {
         // Subscribed before the next look, so that no change is missed.
         let mut changes = self.proxy.directory.subscribe();
         let mut wait = pin!(tokio::time::sleep(POD_APPEARS));
@@ -293,7 +297,7 @@ impl Worker {
             Err(reason) => {
                 counter!(CLIENTS_REFUSED, "reason" => reason).increment(1);
                 self.warn_of_stranger(remote, reason);
-                serve::refuse_stranger(stream, remote).await;
+                Box::pin(serve::refuse_stranger(stream, remote)).await;
             }
         }
     }
@@ -450,7 +454,8 @@ async fn accept<F>(
 /// Runs one stream's exchange as a task of its own. A panic in it ends that stream alone and is counted and logged by the
 /// binary's panic hook; the task ends with its stream, by the limits on silence at the latest.
 pub(crate) fn spawn_stream(exchange: impl Future<Output = ()> + 'static) {
-    tokio::task::spawn_local(exchange);
+    // Boxed: the runtime moves a task's future about (into its cell, out of it at the end), and this one is large.
+    tokio::task::spawn_local(Box::pin(exchange));
 }
 
 /// Keeps failures from filling the log: one line for each kind and authority in ten seconds, with the count of those that

@@ -36,6 +36,8 @@ struct State {
     warmed: [bool; KINDS],
     /// Of which kinds the last list was empty although objects were known, and was not believed.
     doubted: [bool; KINDS],
+    /// Which kinds the API said not to have when it was asked last.
+    missing: [bool; KINDS],
     /// The namespaces whose Secrets or ConfigMaps were not asked for yet: a Service that shows a certificate must have it
     /// before there are requests.
     unasked: HashSet<(Kind, Arc<str>)>,
@@ -166,8 +168,10 @@ impl Taker for OfKind {
     fn failed(&self, failure: &Failure) {
         if let Failure::Absent(_) = failure {
             // That is an answer, too.
-            self.feed.absent(self.kind);
-            self.board.absent(self.kind);
+            match self.feed.absent(self.kind) {
+                true => self.board.absent(self.kind),
+                false => self.board.heard(self.kind),
+            }
             return;
         }
         self.board.failed(self.kind, failure.text());
@@ -189,8 +193,8 @@ impl Feed {
             .iter()
             .flat_map(|of| [Kind::Secret, Kind::ConfigMap].map(|kind| (kind, Arc::clone(of))))
             .collect();
-        let [listed, warmed, doubted] = [[false; KINDS]; 3];
-        let state = State { writer, listed, warmed, doubted, unasked };
+        let [listed, warmed, doubted, missing] = [[false; KINDS]; 4];
+        let state = State { writer, listed, warmed, doubted, missing, unasked };
         Self { state: Mutex::new(state), unreachable: Notify::new() }
     }
 
@@ -238,14 +242,18 @@ impl Feed {
         }
         state.writer.board.mended(SOURCE, kind.as_str());
         state.doubted[kind.index()] = false;
+        state.missing[kind.index()] = false;
         state.listed(kind);
         Ok(())
     }
 
     /// The API does not have this kind. What is known of it stays: a server that is starting says so, too, and to forget a
-    /// policy is to allow what it denies.
-    pub(crate) fn absent(&self, kind: Kind) {
+    /// policy is to allow what it denies. For the same reason it is believed when it was said twice in a row, and not before.
+    pub(crate) fn absent(&self, kind: Kind) -> bool {
         let mut state = self.lock();
+        if !std::mem::replace(&mut state.missing[kind.index()], true) {
+            return false;
+        }
         let known = state.writer.view.len(kind);
         if known > 0 {
             let error = format!(
@@ -254,6 +262,7 @@ impl Feed {
             state.writer.board.problem(SOURCE, kind.as_str(), &error);
         }
         state.listed(kind);
+        true
     }
 
     /// The same of a list of one namespace's Secrets or ConfigMaps. All of them may be deleted, so an empty list is believed:

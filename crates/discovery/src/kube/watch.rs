@@ -54,6 +54,8 @@ pub(crate) struct Watch<T> {
     backoff: Backoff,
     /// Watches in a row that said nothing until they were given up.
     stalls: u32,
+    /// Whether the API said not to have the kind when it was asked last.
+    absent: bool,
 }
 
 /// After this many silent watches in a row the list is asked for again: the server's own view may be stuck.
@@ -62,7 +64,7 @@ const STALLS: u32 = 2;
 impl<T: Taker> Watch<T> {
     pub(crate) fn new(api: Api, taker: Arc<T>, timing: Timing) -> Self {
         let backoff = Backoff::new(timing);
-        Self { api, taker, timing, backoff, stalls: 0 }
+        Self { api, taker, timing, backoff, stalls: 0, absent: false }
     }
 
     pub(crate) async fn run(mut self) {
@@ -95,6 +97,7 @@ impl<T: Taker> Watch<T> {
                 Ok(()) => {
                     self.taker.heard();
                     self.api.listed();
+                    self.absent = false;
                     State::Open { version }
                 }
                 Err(failure) => {
@@ -168,7 +171,9 @@ impl<T: Taker> Watch<T> {
             Failure::Unreachable(_) => self.backoff.unreachable(nodes),
             Failure::Absent(_) => {
                 self.backoff.reset();
-                jittered(self.timing.absent)
+                // Once may be a server that starts, so that is asked again soon.
+                let repeated = std::mem::replace(&mut self.absent, true);
+                jittered(if repeated { self.timing.absent } else { self.timing.absent_again })
             }
             Failure::Gone(_) | Failure::Other(_) => self.backoff.next(nodes),
         };

@@ -14,6 +14,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::ahead::Ahead;
 use super::configs::{Configs, check_client};
 use super::failure::{Failure, Reason};
+use super::gate::Place;
 use super::stream::{HANDSHAKE_RECORD, PlainLink};
 use super::{ALPN, HANDSHAKE, Tls, count};
 
@@ -24,10 +25,12 @@ pub(super) async fn accept(
     directory: &Directory,
 ) -> io::Result<(PeerIdentity, BoxIo)> {
     let shaken = tokio::time::timeout(HANDSHAKE, async {
+        // Before the first byte: also who connects and says nothing has one.
+        let place = tls.inbound.place(remote.ip().to_canonical(), is_stranger(remote, directory))?;
         if first_byte(&stream).await? != HANDSHAKE_RECORD {
             return Ok(Taken::Plain(stream));
         }
-        handshake(tls, stream, remote, directory).await
+        handshake(tls, stream, &place, remote, directory).await
     })
     .await
     .unwrap_or_else(|_| Err(Failure::new(Reason::Timeout, format!("no TLS handshake within {HANDSHAKE:?}"))));
@@ -51,6 +54,12 @@ pub(super) async fn accept(
     Err(failure.into())
 }
 
+/// Whether the directory knows nobody at this address who could be a peer.
+fn is_stranger(remote: SocketAddr, directory: &Directory) -> bool {
+    let ip = remote.ip().to_canonical();
+    directory.node_by_ip(ip).is_none() && directory.peers().all(|peer| peer.address.ip().to_canonical() != ip)
+}
+
 enum Taken {
     Secure(PeerIdentity, BoxIo, Option<HandshakeKind>),
     Plain(TcpStream),
@@ -66,13 +75,19 @@ async fn first_byte(stream: &TcpStream) -> Result<u8, Failure> {
     }
 }
 
-async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr, directory: &Directory) -> Result<Taken, Failure> {
+async fn handshake(
+    tls: &Tls,
+    stream: TcpStream,
+    place: &Place<'_>,
+    remote: SocketAddr,
+    directory: &Directory,
+) -> Result<Taken, Failure> {
     stream.set_nodelay(true).map_err(|error| Failure::of(&error))?;
     let configs = tls.configs()?;
     // The turn comes after the ClientHello: who connects and says nothing takes nobody's turn.
     let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await;
     let hello = hello.map_err(|error| Failure::of(&error))?;
-    let _turn = tls.inbound.enter(remote.ip().to_canonical()).await?;
+    let _turn = place.turn().await?;
     let (config, service) = presented(tls, &configs, hello.client_hello().server_name(), directory)?;
     let stream = hello.into_stream(config).await.map_err(|error| Failure::of(&error))?;
     let connection = stream.get_ref().1;

@@ -73,7 +73,7 @@ struct Plan {
 impl Plan {
     fn new(tls: &Tls, configs: &Configs, peer: &Peer, service: Option<&Service>) -> Result<Self, Failure> {
         if let (Some(services), Some(service)) = (&tls.services, service) {
-            let (config, roots) = services.client(service, configs)?;
+            let (config, roots) = services.client(service, configs, tls.now())?;
             let name = services.name_of(service);
             return Ok(Self { config, roots, expected: Expected::Service, name: server_name(name)? });
         }
@@ -100,7 +100,8 @@ pub(super) async fn handshake(
 ) -> Result<(TlsStream<Noting>, Option<HandshakeKind>), Refused> {
     let configs = tls.configs()?;
     let plan = Plan::new(tls, &configs, peer, service)?;
-    let _turn = tls.outbound.enter(peer.address.ip()).await?;
+    let place = tls.outbound.place(peer.address.ip(), false)?;
+    let _turn = place.turn().await?;
     let connecting = TlsConnector::from(Arc::clone(&plan.config)).connect(plan.name.clone(), Noting::new(stream));
     let mut stream = match connecting.into_fallible().await {
         Ok(stream) => stream,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use posthouse_model::directory::{Service, ServiceKey, ServiceTls, service_key};
 use rustls::sign::CertifiedKey;
@@ -18,6 +18,9 @@ use crate::roots::SharedRoots;
 /// Services whose certificates are kept ready, at some KiB each (with sessions up to 2 MiB each in the worst case). A node that
 /// meets more starts over.
 const MAX_SERVICES: usize = 256;
+
+/// How often one that cannot be used is looked at again: its time may have come.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Services {
     domain: Arc<str>,
@@ -47,12 +50,13 @@ impl Services {
         &self,
         service: &Service,
         configs: &Configs,
+        now: SystemTime,
     ) -> Result<(Arc<ClientConfig>, SharedRoots), Failure> {
         let parse = |tls: &ServiceTls| match read_roots(&tls.roots) {
             Ok(roots) => Ok(Arc::new(roots)),
             Err(error) => Err(tls.problem.as_ref().map_or_else(|| error.to_string(), ToString::to_string)),
         };
-        self.clients.find(service, configs, parse, |roots| configs.client_for_service(Arc::clone(roots)))
+        self.clients.find(service, configs, now, parse, |roots| configs.client_for_service(Arc::clone(roots)))
     }
 
     /// What a receiver presents as `service`.
@@ -68,7 +72,7 @@ impl Services {
             None => certified(tls, &name, now),
         };
         let build = |certified: &Arc<CertifiedKey>| configs.server_for_service(certified);
-        self.servers.find(service, configs, parse, build).map(|(config, _)| config)
+        self.servers.find(service, configs, now, parse, build).map(|(config, _)| config)
     }
 }
 
@@ -95,7 +99,16 @@ struct Entry<P, C> {
     seen: Arc<ServiceTls>,
     good: Option<P>,
     built: Option<(u64, Arc<C>)>,
-    problem: String,
+    /// What is wrong with the newest, and when that was found.
+    problem: Option<(String, SystemTime)>,
+}
+
+impl<P, C> Entry<P, C> {
+    /// Whether there is nothing new to be read in `tls`. A certificate that is not yet valid becomes so without a change.
+    fn knows(&self, tls: &Arc<ServiceTls>, now: SystemTime) -> bool {
+        let lately = |found: SystemTime| now.duration_since(found).is_ok_and(|age| age < LOOK_AGAIN);
+        Arc::ptr_eq(&self.seen, tls) && self.problem.as_ref().is_none_or(|(_, found)| lately(*found))
+    }
 }
 
 impl<P: Clone, C> Cache<P, C> {
@@ -103,6 +116,7 @@ impl<P: Clone, C> Cache<P, C> {
         &self,
         service: &Service,
         configs: &Configs,
+        now: SystemTime,
         parse: impl FnOnce(&ServiceTls) -> Result<P, String>,
         build: impl FnOnce(&P) -> Result<Arc<C>, Failure>,
     ) -> Result<(Arc<C>, P), Failure> {
@@ -118,21 +132,24 @@ impl<P: Clone, C> Cache<P, C> {
         if entries.len() >= MAX_SERVICES && !entries.contains_key(&key) {
             entries.clear();
         }
-        let known = entries.get(&key).is_some_and(|entry| Arc::ptr_eq(&entry.seen, tls));
-        if !known {
+        if !entries.get(&key).is_some_and(|entry| entry.knows(tls, now)) {
             let old = entries.remove(&key);
             let entry = match parse(tls) {
-                Ok(good) => Entry { seen: Arc::clone(tls), good: Some(good), built: None, problem: String::new() },
+                Ok(good) => Entry { seen: Arc::clone(tls), good: Some(good), built: None, problem: None },
                 Err(problem) => {
-                    let (good, built) = old.map_or((None, None), |old| (old.good, old.built));
-                    tracing::warn!(service = %key, error = problem, kept = good.is_some(), "a Service's certificate cannot be used");
-                    Entry { seen: Arc::clone(tls), good, built, problem }
+                    let (good, built, said) = old.map_or((None, None, None), |old| (old.good, old.built, old.problem));
+                    if said.is_none_or(|(said, _)| said != problem) {
+                        tracing::warn!(service = %key, error = problem, kept = good.is_some(), "a Service's certificate cannot be used");
+                    }
+                    Entry { seen: Arc::clone(tls), good, built, problem: Some((problem, now)) }
                 }
             };
             entries.insert(Arc::clone(&key), entry);
         }
         let Some(entry) = entries.get_mut(&key) else { return Err(failed("it is gone")) };
-        let Some(good) = entry.good.clone() else { return Err(failed(&entry.problem)) };
+        let Some(good) = entry.good.clone() else {
+            return Err(failed(entry.problem.as_ref().map_or("it has none", |(problem, _)| problem)));
+        };
         match &entry.built {
             Some((epoch, config)) if *epoch == configs.epoch() => Ok((Arc::clone(config), good)),
             _ => {

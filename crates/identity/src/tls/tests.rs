@@ -664,6 +664,32 @@ async fn a_services_certificate_is_replaced_alone_and_a_broken_one_is_not_taken(
     assert_eq!(received.1, line);
 }
 
+/// It becomes good by time alone: no change of its Secret tells.
+#[tokio::test]
+async fn a_services_certificate_is_used_when_its_time_has_come() {
+    let (ca, team) = (Ca::new("ca"), Ca::new("team"));
+    let mut params = node_params("web");
+    params.subject_alt_names = vec![rcgen::SanType::DnsName("web.shop.svc.cluster.local".try_into().unwrap())];
+    params.not_before = (SystemTime::now() + Duration::from_secs(600)).into();
+    let web = with_tls("web", &team.issue(&params), &team.pem());
+    let mut directory = directory();
+    directory.put_service(web.clone());
+    let clock = Clock::now();
+    let at_clock = |node: &str| {
+        let certificates = Certificates::new(id(node));
+        certificates.install(material(node, &ca.node(node), &ca.pem()), "test");
+        let options = Options { service_domain: Some("cluster.local".into()), ..options(node) };
+        Tls::at(certificates, options, Arc::clone(&clock) as _)
+    };
+    let (sender, receiver) = (at_clock("node-1"), at_clock("node-9"));
+    for _ in 0..2 {
+        let (_, received) = refusals(link_to("node-9", &sender, &receiver, Some(&web), &directory).await);
+        assert!(received.1.contains("shop/web cannot be used: the certificate is not valid before"), "{received:?}");
+    }
+    clock.forward(Duration::from_secs(601));
+    works(link_to("node-9", &sender, &receiver, Some(&web), &directory).await).await;
+}
+
 #[test]
 fn only_full_names_of_services_ask_for_their_certificates() {
     let services = Services::new("cluster.local".into());

@@ -137,7 +137,13 @@ fn check(proxy: &Proxy, directory: &Directory, address: SocketAddr) -> Result<()
     if proxy.config.node_ips.contains(&address.ip()) {
         return Err(Refusal::Node);
     }
-    address::check_outside(address, directory)
+    address::check_outside(address, directory)?;
+    // A listed name may lead to a pod then; a listed network is the operator's own word.
+    let listed = || proxy.config.egress.allow.address(address.ip(), address.port()) == Verdict::Allowed;
+    if address::may_be_pod(address.ip(), directory) && !listed() {
+        return Err(Refusal::PerhapsPod);
+    }
+    Ok(())
 }
 
 /// [`check`] on the way.

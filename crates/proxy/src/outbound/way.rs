@@ -11,7 +11,7 @@ use posthouse_model::{Directory, Endpoint, Peer, address};
 
 use super::retry::{InFlight, Retries};
 use super::{egress, pick};
-use crate::authorise::{self, Held, Protected};
+use crate::authorise::{self, Caller, Held, Protected};
 use crate::backend::Backend;
 use crate::body::ReplayBody;
 use crate::client::{Client, Found};
@@ -104,7 +104,7 @@ pub(super) async fn send_once(
     found: &Found,
     endpoint: &Arc<Endpoint>,
     delivery: Delivery,
-    request: &Request,
+    request: &mut Request,
     body: Option<&ReplayBody>,
     interim: &mut dyn Interim,
 ) -> Result<Response, Error> {
@@ -123,6 +123,12 @@ pub(super) async fn send_once(
         }
         way => way,
     };
+    // At a link's other end the receiver says who asks; elsewhere that is done here.
+    match way {
+        // Names and addresses of the cluster's pods are nobody's business out there.
+        Way::Outside => Caller::UNKNOWN.stamp(&mut request.headers),
+        Way::Local(_) | Way::Direct | Way::Link(_) => client.caller.stamp(&mut request.headers),
+    }
     match way {
         Way::Local(admitted) => local(client, &admitted, target, delivery, request, body, interim).await,
         Way::Direct => {
@@ -159,8 +165,8 @@ async fn local(
     let Request { method, path, authority, .. } = request;
     let protected = admitted.protected.as_ref();
     let matched = authorise::http(worker, target, protected, caller, method, path, authority)?;
-    let matched = matched.map(|path| request.with_path(path));
-    let request = matched.as_ref().unwrap_or(request);
+    let matched = matched.map(|path| Box::new(request.with_path(path)));
+    let request = matched.as_deref().unwrap_or(request);
     let mut response = inbound::deliver(&worker.pods, &admitted.backend, delivery, request, body, interim).await?;
     if let Some(TunnelEnd::Io { revoked, .. }) = &mut response.tunnel {
         let held = Held::Http(method.clone(), request.path.clone(), authority.clone());

@@ -47,7 +47,7 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
         // After a refused upgrade the client may have sent bytes of the other protocol already, so the connection ends.
         let keep_alive = head.keep_alive && upgrade.is_none();
         let mut down = H1Downstream::new(Rc::clone(&io), &head.method, head.http10, keep_alive, drain());
-        let request = Request {
+        let mut request = Request {
             method: head.method,
             path: head.path,
             authority: head.authority,
@@ -57,7 +57,7 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
             upgrade,
             h2: false,
         };
-        match outbound::handle(&client, request, &mut down, &mut exchange).await {
+        match outbound::handle(&client, &mut request, &mut down, &mut exchange).await {
             // Dropped as it is: a close in good order would make a broken answer look complete.
             Handled::Done if down.aborted => return,
             Handled::Done => {

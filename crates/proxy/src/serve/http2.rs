@@ -136,14 +136,15 @@ async fn serve_stream(
     };
     if request.upgrade.is_none() {
         request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
-        outbound::handle(&client, request, &mut down, &mut timer).await;
+        outbound::handle(&client, &mut request, &mut down, &mut timer).await;
         return;
     }
     // RFC 8441: WebSocket over HTTP/2. The pod gets an HTTP/1.1 upgrade, which needs a key of its own.
     down.ask_tunnel();
     request.method = Method::GET;
     request.headers.insert(http::header::SEC_WEBSOCKET_KEY, websocket_key());
-    if let Handled::Switched(response, underway) = outbound::handle(&client, request, &mut down, &mut timer).await {
+    if let Handled::Switched(response, underway) = outbound::handle(&client, &mut request, &mut down, &mut timer).await
+    {
         let Some(end) = response.tunnel else { return };
         counter!(TUNNELS, "kind" => "upgrade").increment(1);
         let mut headers = response.headers;

@@ -243,6 +243,40 @@ async fn one_bad_address_spoils_a_name() {
     assert_eq!(world.dialled(), [""; 0]);
 }
 
+/// Where Nodes do not say which addresses their pods have, a private one may be a pod's: no name leads there, a listed network does.
+#[tokio::test]
+async fn a_name_leads_to_no_private_address_where_pod_ranges_are_unknown() {
+    let host = Pod::named(A, 10, "inside").await;
+    let private = ["10.77.0.9", "172.20.0.9", "192.168.7.9", "100.72.0.9", "fd77::9"];
+    for (listed, status) in [(None, 502), (Some("10.77.0.0/16"), 200)] {
+        let mut world = World::default().name("api.example.com", &[&[PUBLIC]]).host(PUBLIC, &host);
+        for (at, ip) in private.into_iter().enumerate() {
+            let name = ["a.corp.example", "b.corp.example", "c.corp.example", "d.corp.example", "e.corp.example"][at];
+            world = world.name(name, &[&[ip]]).host(ip, &host);
+        }
+        let world = Arc::new(world);
+        let entries: Vec<&str> = ["*.example.com", "*.corp.example"].into_iter().chain(listed).collect();
+        let mesh = mesh(&entries, &world);
+        let mut client = Wire::connect(mesh.a.outbound).await;
+        assert_eq!(client.get("a.corp.example", "/").await.text(), "inside", "all pod ranges are known");
+        mesh.update(|_, directory: &mut Directory| {
+            directory.put_node(NodeObject {
+                name: Arc::from("of-a-cloud"),
+                addresses: std::iter::empty().collect(),
+                pod_cidrs: std::iter::empty().collect(),
+            });
+        });
+        let answer = client.get("a.corp.example", "/").await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        for name in ["b.corp.example", "c.corp.example", "d.corp.example", "e.corp.example"] {
+            let answer = client.get(name, "/").await;
+            answer.is_error(502, "destination_ip_prohibited");
+            assert!(answer.text().contains("list its network in --egress-allow, too"), "{answer:?}");
+        }
+        assert_eq!(client.get("api.example.com", "/").await.text(), "inside", "a public address is no pod's");
+    }
+}
+
 /// A slice that names a listed host's address must not close the way for others, nor open one.
 #[tokio::test]
 async fn a_slice_does_not_close_the_way_out() {

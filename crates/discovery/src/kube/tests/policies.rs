@@ -60,6 +60,7 @@ async fn without_the_crd_there_are_none_until_it_comes() {
     script.list(Kind::AuthorizationPolicy, Answer::NoSuchPath);
     script.list(Kind::AuthorizationPolicy, Answer::NoSuchPath);
     script.list(Kind::AuthorizationPolicy, Answer::Status(404));
+    script.list(Kind::AuthorizationPolicy, Answer::NoSuchPath);
     script.list(Kind::AuthorizationPolicy, one([policy("a", DENY)]));
     let _events = script.stream(Kind::AuthorizationPolicy);
     let mut under = Under::start(&script.client(), asked, Timing::default());
@@ -72,6 +73,19 @@ async fn without_the_crd_there_are_none_until_it_comes() {
     under.until("the CRD", |d| policies(d) == known(&[("a", true)])).await;
     assert!(began.elapsed() >= 3 * Duration::from_secs(15), "asked every half minute only: {:?}", began.elapsed());
     assert_eq!(watch_of(&under.status("a watch", |s| watch_of(s).phase == Phase::Watching).await).lists, 1);
+}
+
+/// A server that has just started does not know its own kinds for a moment: nobody may pass for that.
+#[tokio::test(start_paused = true)]
+async fn that_there_is_no_crd_is_not_believed_before_it_is_said_twice() {
+    let (script, asked) = scripted();
+    script.list(Kind::AuthorizationPolicy, Answer::NoSuchPath);
+    script.list(Kind::AuthorizationPolicy, one([policy("a", DENY)]));
+    let mut under = Under::start(&script.client(), asked, Timing::default());
+    let began = tokio::time::Instant::now();
+    under.until("completeness", |d| d.complete).await;
+    assert_eq!(policies(&under.handle.load()), known(&[("a", true)]), "complete without a policy that there is");
+    assert!(began.elapsed() < Duration::from_secs(2), "asked again after {:?}", began.elapsed());
 }
 
 #[tokio::test]
