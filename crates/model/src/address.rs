@@ -5,7 +5,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::directory::Directory;
+use ipnet::IpNet;
+
+use crate::directory::{Directory, Pod};
 
 /// Why an address must not be dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,8 +51,8 @@ impl fmt::Display for Refusal {
             Self::NodePort => "a port of the node's own services",
             Self::Cluster => "an address of the cluster's own",
             Self::PerhapsPod => {
-                "a private address and may be a pod's, since some Node has no podCIDR; if it is not, list its network in \
-                 --egress-allow, too"
+                "a private address and may be a pod's, since the Nodes' podCIDRs do not tell all pods' addresses; if it is none, list its \
+                 network in --egress-allow, too"
             }
         })
     }
@@ -117,11 +119,30 @@ pub fn check_outside(address: SocketAddr, directory: &Directory) -> Result<(), R
     if of_cluster { Err(Refusal::Cluster) } else { Ok(()) }
 }
 
-/// Whether `ip` may be a pod's of another node for all that is known: its address is private, and some Node does not say where its
-/// pods live (the network plug-ins of clouds, Cilium and Calico have pod ranges of their own).
+/// Whether `ip` may be a pod's of another node for all that is known: its address is private, and the Nodes' podCIDRs are not where
+/// the pods live, because they are not there (the network plug-ins of clouds) or the plug-in does not go by them (Cilium's and
+/// Calico's own ranges), which a pod of this node shows.
 #[must_use]
 pub fn may_be_pod(ip: IpAddr, directory: &Directory) -> bool {
-    is_private(ip) && directory.nodes().any(|node| node.pod_cidrs.is_empty())
+    if !is_private(ip) {
+        return false;
+    }
+    let of_family = |cidr: &IpNet| cidr.addr().is_ipv4() == ip.is_ipv4();
+    let all_say =
+        directory.nodes().next().is_some() && directory.nodes().all(|node| node.pod_cidrs.iter().any(of_family));
+    let elsewhere = |pod: &Pod| {
+        let ranges = directory.node(&pod.node).map_or(&[][..], |node| &node.pod_cidrs);
+        let outside = |address: &&IpAddr| !ranges.iter().any(|cidr| cidr.contains(*address));
+        let mut addresses = pod.addresses.iter().filter(|address| address.is_ipv4() == ip.is_ipv4());
+        !pod.host_network && addresses.any(|address| outside(&address))
+    };
+    !all_say || directory.pods().any(|pod| elsewhere(pod))
+}
+
+/// Whether all of a network is private.
+#[must_use]
+pub fn is_private_network(net: &IpNet) -> bool {
+    is_private(net.network()) && is_private(net.broadcast())
 }
 
 /// RFC 1918, RFC 6598 (carriers' range, which clusters use for pods, too) and RFC 4193.

@@ -195,8 +195,8 @@ pub(crate) struct RunArgs {
     /// NAME, *.NAME (every name below NAME, at any depth, not NAME itself), an IPv4 address or network, an IPv6 address or
     /// network in brackets ([2001:db8::/32]), each with :PORT or :FIRST-LAST behind it; without, the ports are 80 and 443. What
     /// is not listed is refused. Loopback, link-local and metadata addresses, nodes, pods and Services are never reached this
-    /// way, also when a listed name resolves to one or a listed network covers it. Where some Node has no podCIDR, a private address
-    /// that a listed name resolves to may be a pod's, so a listed network must cover it, too.
+    /// way, also when a listed name resolves to one or a listed network covers it. Where the Nodes' podCIDRs do not tell
+    /// all pods' addresses, a private address may be a pod's, so a listed network that is private itself must cover it.
     ///
     /// [default: none, nothing outside is served]
     #[arg(long, env = "POSTHOUSE_EGRESS_ALLOW", value_name = "HOST", value_delimiter = ',')]

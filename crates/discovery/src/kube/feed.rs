@@ -176,6 +176,7 @@ impl Taker for OfKind {
         }
         self.board.failed(self.kind, failure.text());
         if matches!(failure, Failure::Unreachable(_)) {
+            self.feed.lock().missing[self.kind.index()] = false;
             self.feed.unreachable.notify_one();
         }
     }

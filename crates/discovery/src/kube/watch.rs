@@ -168,7 +168,11 @@ impl<T: Taker> Watch<T> {
         self.taker.failed(failure);
         let nodes = self.taker.crowd();
         let wait = match failure {
-            Failure::Unreachable(_) => self.backoff.unreachable(nodes),
+            Failure::Unreachable(_) => {
+                // What it says when it is back is said for the first time.
+                self.absent = false;
+                self.backoff.unreachable(nodes)
+            }
             Failure::Absent(_) => {
                 self.backoff.reset();
                 // Once may be a server that starts, so that is asked again soon.

@@ -1,6 +1,6 @@
 //! How many handshakes there are at a time. One costs about a millisecond of a core, and a request's way shares the core:
 //! when all peers come at once they come one after the other. Strangers, whose address is no node's, have turns of their own,
-//! and so few places that whoever connects and says nothing keeps no peer out.
+//! and so few places that whoever of them connects and says nothing keeps no peer out that comes from a node's address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -25,12 +25,15 @@ pub(super) async fn accept(
     directory: &Directory,
 ) -> io::Result<(PeerIdentity, BoxIo)> {
     let shaken = tokio::time::timeout(HANDSHAKE, async {
-        // Before the first byte: also who connects and says nothing has one.
-        let place = tls.inbound.place(remote.ip().to_canonical(), is_stranger(remote, directory))?;
+        // A stranger's before the first byte: also who connects and says nothing has one.
+        let place = match is_stranger(remote, directory) {
+            true => Some(tls.inbound.place(remote.ip().to_canonical(), true)?),
+            false => None,
+        };
         if first_byte(&stream).await? != HANDSHAKE_RECORD {
             return Ok(Taken::Plain(stream));
         }
-        handshake(tls, stream, &place, remote, directory).await
+        handshake(tls, stream, place, remote, directory).await
     })
     .await
     .unwrap_or_else(|_| Err(Failure::new(Reason::Timeout, format!("no TLS handshake within {HANDSHAKE:?}"))));
@@ -78,7 +81,7 @@ async fn first_byte(stream: &TcpStream) -> Result<u8, Failure> {
 async fn handshake(
     tls: &Tls,
     stream: TcpStream,
-    place: &Place<'_>,
+    place: Option<Place<'_>>,
     remote: SocketAddr,
     directory: &Directory,
 ) -> Result<Taken, Failure> {
@@ -87,6 +90,11 @@ async fn handshake(
     // The turn comes after the ClientHello: who connects and says nothing takes nobody's turn.
     let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await;
     let hello = hello.map_err(|error| Failure::of(&error))?;
+    // A node's comes here, so that a pod whose connections bear its node's address (masquerading) must at least shake hands to keep it out.
+    let place = match place {
+        Some(place) => place,
+        None => tls.inbound.place(remote.ip().to_canonical(), false)?,
+    };
     let _turn = place.turn().await?;
     let (config, service) = presented(tls, &configs, hello.client_hello().server_name(), directory)?;
     let stream = hello.into_stream(config).await.map_err(|error| Failure::of(&error))?;

@@ -108,6 +108,13 @@ impl AllowList {
         self.verdict(port, |hosts| matches!(hosts, Hosts::Net(net) if net.contains(&ip)))
     }
 
+    /// Whether a private address is listed as such: by a network that is private itself, and not as a part of the whole world.
+    pub(crate) fn private(&self, ip: IpAddr, port: u16) -> bool {
+        let of =
+            |hosts: &Hosts| matches!(hosts, Hosts::Net(net) if net.contains(&ip) && address::is_private_network(net));
+        self.verdict(port, of) == Verdict::Allowed
+    }
+
     fn verdict(&self, port: u16, matches: impl Fn(&Hosts) -> bool) -> Verdict {
         let mut verdict = Verdict::NotListed;
         for entry in self.0.iter().filter(|entry| matches(&entry.hosts)) {

@@ -138,8 +138,8 @@ fn check(proxy: &Proxy, directory: &Directory, address: SocketAddr) -> Result<()
         return Err(Refusal::Node);
     }
     address::check_outside(address, directory)?;
-    // A listed name may lead to a pod then; a listed network is the operator's own word.
-    let listed = || proxy.config.egress.allow.address(address.ip(), address.port()) == Verdict::Allowed;
+    // A listed name may lead to a pod then; a private network that is listed is the operator's own word.
+    let listed = || proxy.config.egress.allow.private(address.ip(), address.port());
     if address::may_be_pod(address.ip(), directory) && !listed() {
         return Err(Refusal::PerhapsPod);
     }

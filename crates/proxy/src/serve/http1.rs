@@ -67,6 +67,8 @@ pub(crate) async fn serve(client: Rc<Client>, io: SharedIo) {
                 }
             }
             Handled::Switched(response, underway) => {
+                // For hours, maybe, and the client chose its size.
+                drop(request);
                 upgraded(io, *response).await;
                 drop(underway);
                 return;

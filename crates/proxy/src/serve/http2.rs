@@ -145,6 +145,8 @@ async fn serve_stream(
     request.headers.insert(http::header::SEC_WEBSOCKET_KEY, websocket_key());
     if let Handled::Switched(response, underway) = outbound::handle(&client, &mut request, &mut down, &mut timer).await
     {
+        // For hours, maybe, and the client chose its size.
+        drop(request);
         let Some(end) = response.tunnel else { return };
         counter!(TUNNELS, "kind" => "upgrade").increment(1);
         let mut headers = response.headers;

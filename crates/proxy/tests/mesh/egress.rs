@@ -255,7 +255,9 @@ async fn a_name_leads_to_no_private_address_where_pod_ranges_are_unknown() {
             world = world.name(name, &[&[ip]]).host(ip, &host);
         }
         let world = Arc::new(world);
-        let entries: Vec<&str> = ["*.example.com", "*.corp.example"].into_iter().chain(listed).collect();
+        // The whole world is nobody's word for a private network.
+        let entries: Vec<&str> =
+            ["*.example.com", "*.corp.example", "0.0.0.0/0", "[::/0]"].into_iter().chain(listed).collect();
         let mesh = mesh(&entries, &world);
         let mut client = Wire::connect(mesh.a.outbound).await;
         assert_eq!(client.get("a.corp.example", "/").await.text(), "inside", "all pod ranges are known");
