@@ -2,7 +2,7 @@
 //! one turn of the connection's task is gathered and leaves in one system call when the turn ends (64 connections of
 //! 1 KiB answers: one write instead of 64). Whoever drives the connection calls [`Flusher::poll_flush`] after each poll.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,18 +23,8 @@ pub(crate) struct Coalesced<T>(Rc<RefCell<Inner<T>>>);
 /// The driver's hold on it.
 pub(crate) struct Flusher<T>(Rc<RefCell<Inner<T>>>);
 
-/// Whether the other end has sent anything since the last look.
-pub(crate) struct Heard(Rc<Cell<bool>>);
-
-impl Heard {
-    pub(crate) fn take(&self) -> bool {
-        self.0.replace(false)
-    }
-}
-
 struct Inner<T> {
     io: T,
-    heard: Rc<Cell<bool>>,
     gathered: BytesMut,
     /// `io` may still hold bytes that it took: TLS keeps records that the socket had no room for.
     unflushed: bool,
@@ -44,9 +34,7 @@ struct Inner<T> {
 
 /// Wraps `io`. Until [`Flusher::defer`] is called every flush is done at once.
 pub(crate) fn coalesce<T>(io: T) -> (Coalesced<T>, Flusher<T>) {
-    let heard = Rc::new(Cell::new(false));
-    let inner =
-        Rc::new(RefCell::new(Inner { io, heard, gathered: BytesMut::new(), unflushed: false, deferred: false }));
+    let inner = Rc::new(RefCell::new(Inner { io, gathered: BytesMut::new(), unflushed: false, deferred: false }));
     (Coalesced(Rc::clone(&inner)), Flusher(inner))
 }
 
@@ -54,11 +42,6 @@ impl<T: AsyncWrite + Unpin> Flusher<T> {
     /// From now on the caller flushes after each turn.
     pub(crate) fn defer(&self) {
         self.0.borrow_mut().deferred = true;
-    }
-
-    /// For whoever watches over the other end.
-    pub(crate) fn heard(&self) -> Heard {
-        Heard(Rc::clone(&self.0.borrow().heard))
     }
 
     /// Writes out what was gathered. Errors are kept by the stream and told at its next use.
@@ -130,13 +113,7 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Coalesced<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.0.borrow_mut();
-        let before = buf.filled().len();
-        let result = Pin::new(&mut inner.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            inner.heard.set(true);
-        }
-        result
+        Pin::new(&mut self.0.borrow_mut().io).poll_read(cx, buf)
     }
 }
 

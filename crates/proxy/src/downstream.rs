@@ -7,13 +7,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use h2::SendStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use posthouse_wire as wire;
 
 use crate::error::{Error, ErrorKind};
-use crate::exchange::{Downstream, Gone, Interim, content_length, poll_send_data};
+use crate::exchange::{Downstream, Gone, Interim, content_length};
 use crate::h1::{self, BodyLength};
+use crate::h2stream::{Reason, SendStream};
 use crate::stream::{SharedIo, Stream};
 use crate::worker::Drain;
 
@@ -216,17 +217,32 @@ impl Downstream for H1Downstream {
 
 /// Answers on an HTTP/2 stream.
 pub(crate) struct H2Downstream {
-    respond: SendResponse<Bytes>,
-    send: Option<SendStream<Bytes>>,
+    state: Answering,
     /// Answers to HEAD have no body, also those that we make ourselves.
     to_head: bool,
     /// The request is an extended CONNECT.
     tunnel_asked: bool,
 }
 
+enum Answering {
+    /// On a client's stream; no head was sent.
+    Client(SendResponse<Bytes>),
+    /// On a link's stream; no head was sent.
+    Link(wire::SendStream),
+    /// The head was sent.
+    Begun(SendStream),
+    Gone,
+}
+
 impl H2Downstream {
+    /// Answers a client's request.
     pub(crate) fn new(respond: SendResponse<Bytes>, method: &Method) -> Self {
-        Self { respond, send: None, to_head: *method == Method::HEAD, tunnel_asked: false }
+        Self { state: Answering::Client(respond), to_head: *method == Method::HEAD, tunnel_asked: false }
+    }
+
+    /// Answers a request that came over a link.
+    pub(crate) fn of_link(send: wire::SendStream, method: &Method) -> Self {
+        Self { state: Answering::Link(send), to_head: *method == Method::HEAD, tunnel_asked: false }
     }
 
     /// From now on only [`H2Downstream::tunnel`] answers with success: to RFC 8441 §4 any 2xx is the tunnel, and a pod's plain
@@ -236,8 +252,27 @@ impl H2Downstream {
     }
 
     /// Begins an answer that stays a raw stream.
-    pub(crate) fn tunnel(mut self, status: StatusCode, headers: HeaderMap) -> Result<SendStream<Bytes>, Gone> {
-        self.respond.send_response(response(status, headers), false).map_err(|_| Gone)
+    pub(crate) fn tunnel(mut self, status: StatusCode, headers: HeaderMap) -> Result<SendStream, Gone> {
+        self.begin(status, headers, false)?;
+        match self.state {
+            Answering::Begun(send) => Ok(send),
+            _ => Err(Gone),
+        }
+    }
+
+    fn begin(&mut self, status: StatusCode, headers: HeaderMap, end: bool) -> Result<(), Gone> {
+        match std::mem::replace(&mut self.state, Answering::Gone) {
+            Answering::Client(mut respond) => {
+                let send = respond.send_response(response(status, headers), end).map_err(|_| Gone)?;
+                self.state = Answering::Begun(SendStream::H2(send));
+            }
+            Answering::Link(mut send) => {
+                send.answer(status, &headers, end).map_err(|_| Gone)?;
+                self.state = Answering::Begun(SendStream::Link(send));
+            }
+            Answering::Begun(_) | Answering::Gone => return Err(Gone),
+        }
+        Ok(())
     }
 }
 
@@ -250,9 +285,18 @@ fn response(status: StatusCode, headers: HeaderMap) -> Response<()> {
 
 impl Interim for H2Downstream {
     fn interim(&mut self, status: StatusCode, headers: &HeaderMap) {
-        if self.send.is_none() && status != StatusCode::SWITCHING_PROTOCOLS {
-            // A stream that is gone is noticed by the waiting side.
-            let _ = self.respond.send_informational(response(status, headers.clone()));
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return;
+        }
+        // A stream that is gone is noticed by the waiting side.
+        match &mut self.state {
+            Answering::Client(respond) => {
+                let _ = respond.send_informational(response(status, headers.clone()));
+            }
+            Answering::Link(send) => {
+                let _ = send.answer(status, headers, false);
+            }
+            Answering::Begun(_) | Answering::Gone => {}
         }
     }
 }
@@ -270,32 +314,26 @@ impl Downstream for H2Downstream {
                 headers.insert("proxy-status", value);
             }
         }
-        let send = self.respond.send_response(response(status, headers), end).map_err(|_| Gone)?;
-        self.send = Some(send);
-        Ok(())
+        self.begin(status, headers, end)
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, end: bool) -> Poll<Result<(), Gone>> {
-        match &mut self.send {
-            Some(_) if self.to_head => {
+        match &mut self.state {
+            Answering::Begun(_) if self.to_head => {
                 data.clear();
                 Poll::Ready(Ok(()))
             }
-            Some(send) => poll_send_data(send, cx, data, end),
-            None => Poll::Ready(Err(Gone)),
+            Answering::Begun(send) => send.poll_send(cx, data, end),
+            Answering::Client(_) | Answering::Link(_) | Answering::Gone => Poll::Ready(Err(Gone)),
         }
     }
 
     fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
-        let send = self.send.as_mut().ok_or(Gone)?;
-        if self.to_head {
-            return Ok(());
+        match &mut self.state {
+            Answering::Begun(_) if self.to_head => Ok(()),
+            Answering::Begun(send) => send.end(trailers),
+            Answering::Client(_) | Answering::Link(_) | Answering::Gone => Err(Gone),
         }
-        match trailers {
-            Some(trailers) => send.send_trailers(trailers),
-            None => send.send_data(Bytes::new(), true),
-        }
-        .map_err(|_| Gone)
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Gone>> {
@@ -303,22 +341,22 @@ impl Downstream for H2Downstream {
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let reset = match &mut self.send {
-            Some(send) => send.poll_reset(cx),
-            None => self.respond.poll_reset(cx),
-        };
-        match reset {
-            Poll::Ready(_) => Poll::Ready(()),
-            Poll::Pending => Poll::Pending,
+        match &mut self.state {
+            Answering::Client(respond) => respond.poll_reset(cx).map(|_| ()),
+            Answering::Link(send) => send.poll_reset(cx).map(|_| ()),
+            Answering::Begun(send) => send.poll_reset(cx),
+            Answering::Gone => Poll::Ready(()),
         }
     }
 
     fn abort(&mut self) {
-        match &mut self.send {
+        match &mut self.state {
             // Whole since its head; a reset could still overtake that.
-            Some(_) if self.to_head => {}
-            Some(send) => send.send_reset(h2::Reason::INTERNAL_ERROR),
-            None => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
+            Answering::Begun(_) if self.to_head => {}
+            Answering::Begun(send) => send.reset(Reason::INTERNAL_ERROR),
+            Answering::Client(respond) => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+            Answering::Link(send) => send.reset(Reason::INTERNAL_ERROR),
+            Answering::Gone => {}
         }
     }
 }

@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::SendStream;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
@@ -18,14 +17,15 @@ use crate::body::{Body, Frame, ReplayBody};
 use crate::downstream::LocalBoxFuture;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::h1;
-use crate::h2conn::StreamLease;
+use crate::h2pool::StreamLease;
+use crate::h2stream::{RecvStream, SendStream};
 use crate::idle::IdleTimer;
 use crate::metrics::{OpenGauge, limit_reached};
 use crate::pressure::Stall;
 use crate::stream::SharedIo;
 
 use upload::poll_stalled;
-pub(crate) use upload::{Upload, poll_send_data, poll_upload, upload_h1, upload_h2};
+pub(crate) use upload::{Upload, poll_upload, upload_h1, upload_h2};
 
 /// A request on its way, independent of the HTTP version that it came with.
 pub(crate) struct Request {
@@ -103,8 +103,8 @@ pub(crate) enum TunnelEnd {
     },
     /// A stream of a link (or of an HTTP/2 client).
     H2 {
-        send: SendStream<Bytes>,
-        recv: h2::RecvStream,
+        send: SendStream,
+        recv: RecvStream,
         /// Keeps the connection and counts the stream; `None` towards a client.
         #[expect(dead_code, reason = "held for its end")]
         lease: Option<StreamLease>,

@@ -10,15 +10,43 @@ use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Retry};
 use crate::h2conn::H2Conn;
+use crate::link_conn::LinkConn;
 
-pub(crate) struct H2Pool<K> {
-    /// Connections to one destination at most; the next is opened when all before are full.
-    max: usize,
-    slots: RefCell<HashMap<K, Slot>>,
+/// A connection as the pool sees it.
+pub(crate) trait Pooled {
+    /// Whether a stream may be opened now.
+    fn has_room(&self) -> bool;
+    /// Whether no stream can be opened any more; those that are open go on.
+    fn is_closed(&self) -> bool;
+    /// Open streams.
+    fn active(&self) -> usize;
+    /// Called when a stream has ended.
+    fn ended(&self);
 }
 
-struct Slot {
-    connections: Vec<Rc<H2Conn>>,
+/// Counts an open stream and keeps its connection.
+pub(crate) enum StreamLease {
+    Pod(Rc<H2Conn>),
+    Link(Rc<LinkConn>),
+}
+
+impl Drop for StreamLease {
+    fn drop(&mut self) {
+        match self {
+            Self::Pod(connection) => connection.ended(),
+            Self::Link(connection) => connection.ended(),
+        }
+    }
+}
+
+pub(crate) struct H2Pool<K, C> {
+    /// Connections to one destination at most; the next is opened when all before are full.
+    max: usize,
+    slots: RefCell<HashMap<K, Slot<C>>>,
+}
+
+struct Slot<C> {
+    connections: Vec<Rc<C>>,
     dialing: bool,
     /// Counts ended dials, so that waiters tell the one they waited for from an older one.
     dials: u64,
@@ -26,21 +54,21 @@ struct Slot {
     done: Rc<Notify>,
 }
 
-impl Default for Slot {
+impl<C> Default for Slot<C> {
     fn default() -> Self {
         Self { connections: Vec::new(), dialing: false, dials: 0, failure: None, done: Rc::new(Notify::new()) }
     }
 }
 
-impl<K: Hash + Eq + Clone> H2Pool<K> {
+impl<K: Hash + Eq + Clone, C: Pooled> H2Pool<K, C> {
     pub(crate) fn new(max: usize) -> Self {
         Self { max, slots: RefCell::new(HashMap::new()) }
     }
 
     /// A connection with room for a stream, dialled by `dial` when there is none.
-    pub(crate) async fn get<F>(&self, key: &K, dial: impl FnOnce() -> F) -> Result<Rc<H2Conn>, Error>
+    pub(crate) async fn get<F>(&self, key: &K, dial: impl FnOnce() -> F) -> Result<Rc<C>, Error>
     where
-        F: Future<Output = Result<Rc<H2Conn>, Error>>,
+        F: Future<Output = Result<Rc<C>, Error>>,
     {
         match self.ready(key) {
             Some(connection) => Ok(connection),
@@ -49,16 +77,16 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
     }
 
     /// A connection with room for a stream, if there is one.
-    fn ready(&self, key: &K) -> Option<Rc<H2Conn>> {
+    fn ready(&self, key: &K) -> Option<Rc<C>> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(key)?;
         slot.connections.retain(|c| !c.is_closed());
         slot.connections.iter().find(|c| c.has_room()).map(Rc::clone)
     }
 
-    async fn wait_or_dial<F>(&self, key: &K, dial: impl FnOnce() -> F) -> Result<Rc<H2Conn>, Error>
+    async fn wait_or_dial<F>(&self, key: &K, dial: impl FnOnce() -> F) -> Result<Rc<C>, Error>
     where
-        F: Future<Output = Result<Rc<H2Conn>, Error>>,
+        F: Future<Output = Result<Rc<C>, Error>>,
     {
         let mut waited_for = None;
         loop {
@@ -108,7 +136,7 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
     }
 
     /// Forgets closed connections and those for which `keep` says no.
-    pub(crate) fn sweep(&self, mut keep: impl FnMut(&K, &H2Conn) -> bool) {
+    pub(crate) fn sweep(&self, mut keep: impl FnMut(&K, &C) -> bool) {
         self.slots.borrow_mut().retain(|key, slot| {
             slot.connections.retain(|c| !c.is_closed() && (c.active() > 0 || keep(key, c)));
             !slot.connections.is_empty() || slot.dialing
@@ -117,14 +145,14 @@ impl<K: Hash + Eq + Clone> H2Pool<K> {
 }
 
 /// A dial under way; when its request is cancelled, the next waiter dials.
-struct Dialing<'a, K: Hash + Eq> {
-    pool: &'a H2Pool<K>,
+struct Dialing<'a, K: Hash + Eq, C> {
+    pool: &'a H2Pool<K, C>,
     key: &'a K,
     ended: bool,
 }
 
-impl<K: Hash + Eq> Dialing<'_, K> {
-    fn end(mut self, result: &Result<Rc<H2Conn>, Error>) {
+impl<K: Hash + Eq, C> Dialing<'_, K, C> {
+    fn end(mut self, result: &Result<Rc<C>, Error>) {
         self.ended = true;
         let mut slots = self.pool.slots.borrow_mut();
         if let Some(slot) = slots.get_mut(self.key) {
@@ -142,7 +170,7 @@ impl<K: Hash + Eq> Dialing<'_, K> {
     }
 }
 
-impl<K: Hash + Eq> Drop for Dialing<'_, K> {
+impl<K: Hash + Eq, C> Drop for Dialing<'_, K, C> {
     fn drop(&mut self) {
         if !self.ended
             && let Some(slot) = self.pool.slots.borrow_mut().get_mut(self.key)

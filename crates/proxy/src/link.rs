@@ -5,36 +5,36 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use metrics::Gauge;
 use posthouse_model::directory::ServiceTls;
 use posthouse_model::{Peer, Service, ServiceKey};
+use posthouse_wire::Ask;
 use tracing::{info, warn};
 
 use crate::backend::Same;
 use crate::body::ReplayBody;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Request, Response};
-use crate::h2conn::{H2Conn, LINK_WINDOWS};
 use crate::h2pool::H2Pool;
 use crate::inbound::Delivery;
+use crate::link_conn::LinkConn;
 use crate::metrics::{LINK_DIALS, LINK_STREAMS, OpenGauge};
 
 use crate::status::{LinkStatus, Proxy};
 
 /// The pod's address and port that the stream is for.
-pub(crate) const TARGET: HeaderName = HeaderName::from_static("posthouse-target");
+pub(crate) static TARGET: HeaderName = HeaderName::from_static("posthouse-target");
 /// Who sends: `namespace/pod/uid/service-account`, or `-` when unidentified.
-pub(crate) const SOURCE: HeaderName = HeaderName::from_static("posthouse-source");
+pub(crate) static SOURCE: HeaderName = HeaderName::from_static("posthouse-source");
 /// How to deliver: see [`Delivery`].
-pub(crate) const PROTOCOL: HeaderName = HeaderName::from_static("posthouse-protocol");
+pub(crate) static PROTOCOL: HeaderName = HeaderName::from_static("posthouse-protocol");
 /// On an answer made by the receiving proxy: the token of its error.
 pub(crate) const ERROR: HeaderName = HeaderName::from_static("posthouse-error");
 /// On such an answer: whether another endpoint may be tried (`safe`, `idempotent`, `never`).
@@ -74,7 +74,7 @@ pub(crate) struct Through<'a> {
 
 /// A worker's links.
 pub(crate) struct Links {
-    pool: H2Pool<LinkKey>,
+    pool: H2Pool<LinkKey, LinkConn>,
     /// `posthouse-target` as a field value, by address, so that it is written once and not for each request.
     targets: RefCell<HashMap<SocketAddr, HeaderValue>>,
 }
@@ -94,7 +94,7 @@ impl Links {
         Self { pool: H2Pool::new(MAX_PER_PEER), targets: RefCell::new(HashMap::new()) }
     }
 
-    async fn get(&self, proxy: &Arc<Proxy>, through: Through<'_>) -> Result<Rc<H2Conn>, Error> {
+    async fn get(&self, proxy: &Arc<Proxy>, through: Through<'_>) -> Result<Rc<LinkConn>, Error> {
         let Through { peer, service } = through;
         let proven = service.tls.as_ref().filter(|_| proxy.config.service_certificates);
         let key = LinkKey {
@@ -118,12 +118,27 @@ impl Links {
     ) -> Result<Response, Error> {
         let link = self.get(proxy, through).await?;
         let whom = Whom(&through.peer.node);
-        let response = if request.upgrade.is_some() {
-            let message = self.message(request, stamp)?;
-            Box::pin(link.connect(message, &whom, |parts| parts.headers.contains_key(UPGRADED))).await?
+        let target = self.target(stamp.target)?;
+        let protocol = HeaderValue::from_static(stamp.delivery.as_str());
+        let ask = Ask {
+            method: &request.method,
+            // The client's view: the pod sees it in nothing, but `https` must not be lost.
+            scheme: Some(if request.https { &Scheme::HTTPS } else { &Scheme::HTTP }),
+            authority: request.authority.as_str().as_bytes(),
+            path: Some(&request.path),
+            protocol: None,
+            headers: &request.headers,
+            extra: &[(&TARGET, &target), (&SOURCE, stamp.source), (&PROTOCOL, &protocol)],
+        };
+        let response = if let Some(upgrade) = &request.upgrade {
+            if upgrade.to_str().is_err() {
+                let details = "the Upgrade field holds more than printable characters";
+                return Err(Error::client(ErrorKind::HttpRequestError, details));
+            }
+            let ask = Ask { method: &Method::CONNECT, protocol: Some(upgrade), ..ask };
+            Box::pin(link.connect(&ask, &whom, |_, headers| headers.contains_key(UPGRADED))).await?
         } else {
-            let mut call = pin!(link.call(|| self.message(request, stamp), body, interim, &whom));
-            if request.is_idempotent() { link.unless_suspect(&whom, call).await? } else { call.as_mut().await? }
+            link.call(&ask, body, interim, request.is_idempotent(), &whom).await?
         };
         unpack(response)
     }
@@ -136,14 +151,18 @@ impl Links {
         stamp: &Stamp<'_>,
     ) -> Result<Response, Error> {
         let link = self.get(proxy, through).await?;
-        let mut message = http::Request::new(());
-        *message.method_mut() = Method::CONNECT;
-        *message.uri_mut() = Uri::builder()
-            .authority(stamp.target.to_string())
-            .build()
-            .map_err(|_| internal("a target address is no authority"))?;
-        self.put_stamp(message.headers_mut(), stamp)?;
-        let response = link.connect(message, &Whom(&through.peer.node), |parts| parts.status.is_success()).await?;
+        let target = self.target(stamp.target)?;
+        let protocol = HeaderValue::from_static(stamp.delivery.as_str());
+        let ask = Ask {
+            method: &Method::CONNECT,
+            scheme: None,
+            authority: target.as_bytes(),
+            path: None,
+            protocol: None,
+            headers: &HeaderMap::new(),
+            extra: &[(&TARGET, &target), (&SOURCE, stamp.source), (&PROTOCOL, &protocol)],
+        };
+        let response = link.connect(&ask, &Whom(&through.peer.node), |status, _| status.is_success()).await?;
         unpack(response)
     }
 
@@ -158,36 +177,6 @@ impl Links {
         }
         targets.insert(target, value.clone());
         Ok(value)
-    }
-
-    fn put_stamp(&self, headers: &mut HeaderMap, stamp: &Stamp<'_>) -> Result<(), Error> {
-        headers.insert(TARGET, self.target(stamp.target)?);
-        headers.insert(SOURCE, stamp.source.clone());
-        headers.insert(PROTOCOL, HeaderValue::from_static(stamp.delivery.as_str()));
-        Ok(())
-    }
-
-    /// The request as it goes over the link.
-    fn message(&self, request: &Request, stamp: &Stamp<'_>) -> Result<http::Request<()>, Error> {
-        let mut message = http::Request::new(());
-        let mut parts = http::uri::Parts::default();
-        // The scheme of the link's message is the client's view: the pod sees it in nothing, but `https` must not be lost.
-        parts.scheme = Some(if request.https { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.authority = Some(request.authority.clone());
-        parts.path_and_query = Some(request.path.clone());
-        *message.uri_mut() =
-            Uri::from_parts(parts).map_err(|_| internal("the request has no valid URI on the link"))?;
-        *message.headers_mut() = request.headers.clone();
-        *message.method_mut() = request.method.clone();
-        if let Some(upgrade) = &request.upgrade {
-            *message.method_mut() = Method::CONNECT;
-            let token = upgrade.to_str().map_err(|_| {
-                Error::client(ErrorKind::HttpRequestError, "the Upgrade field holds more than printable characters")
-            })?;
-            message.extensions_mut().insert(h2::ext::Protocol::from(token));
-        }
-        self.put_stamp(message.headers_mut(), stamp)?;
-        Ok(message)
     }
 
     /// Closes links to peers that are gone from the directory, those without use and those made with certificates that are
@@ -260,7 +249,7 @@ pub(crate) fn pack_error(error: &Error, headers: &mut HeaderMap) {
     }
 }
 
-async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>, service: Option<&Service>) -> Result<Rc<H2Conn>, Error> {
+async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>, service: Option<&Service>) -> Result<Rc<LinkConn>, Error> {
     let counters = proxy.link_table.of(&peer.node);
     let failed = |what: String, kind| {
         warn!(peer = %peer.node, address = %peer.address, error = %what, "link failed");
@@ -282,22 +271,15 @@ async fn dial(proxy: &Arc<Proxy>, peer: &Arc<Peer>, service: Option<&Service>) -
     let open = OpenGauge::connection("link_out");
     let closing = Arc::clone(&counters);
     let node = Arc::clone(&peer.node);
-    let handshake = H2Conn::open(io, LINK_WINDOWS, true, Some(Arc::clone(&counters)), move || {
+    let link = LinkConn::open(io, Arc::clone(&counters), move || {
         closing.connections.fetch_sub(1, Ordering::Relaxed);
         info!(peer = %node, "link closed");
         drop(open);
     });
-    let limit = proxy.config.timeouts.connect;
-    match tokio::time::timeout(limit, handshake).await {
-        Ok(Ok(connection)) => {
-            counters.link_opened();
-            metrics::counter!(LINK_DIALS, "result" => "ok").increment(1);
-            info!(peer = %peer.node, address = %peer.address, "link open");
-            Ok(connection)
-        }
-        Ok(Err(error)) => Err(failed(format!("handshake failed: {error}"), ErrorKind::HttpProtocolError)),
-        Err(_) => Err(failed(format!("no handshake within {limit:?}"), ErrorKind::ConnectionTimeout)),
-    }
+    counters.link_opened();
+    metrics::counter!(LINK_DIALS, "result" => "ok").increment(1);
+    info!(peer = %peer.node, address = %peer.address, "link open");
+    Ok(link)
 }
 
 /// Counters of all workers' links, by peer; touched when a link opens or closes, never on a request's way.

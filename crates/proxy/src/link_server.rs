@@ -9,31 +9,29 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use metrics::counter;
 use posthouse_model::transport::PeerIdentity;
+use posthouse_wire::{self as wire, Accepted, RequestHead};
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use crate::authorise::{self, Caller, Claims, Held};
 use crate::backend::Backend;
 use crate::body::{Body, BodyOf, H2Body, ReplayBody};
-use crate::coalesce::coalesce;
 use crate::downstream::{H2Downstream, LocalBoxFuture};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Request, Response, SharedInterim, TunnelEnd, answer_error, await_response, forward};
 use crate::h1;
-use crate::h2conn::{DATA_FRAME_BUDGET, LINK_WINDOWS, MAX_HEADER_LIST, watch};
+use crate::h2stream::RecvStream;
 use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::link::{PROTOCOL, SOURCE, TARGET, UPGRADED, pack_error};
+use crate::link_conn::{LINK, watch};
 use crate::metrics::{CLIENTS_REFUSED, Direction, OpenGauge, failed_without_service, limit_reached};
 use crate::tunnel::{TUNNEL_IDLE, TunnelEndedBy, splice};
 use crate::worker::{Admitted, Worker};
 
-/// Streams that a peer's worker may have open on one link: as many as its own side opens at most (`h2conn`).
-const MAX_STREAMS: u32 = 4096;
 /// How long a peer may take to accept an error's few bytes.
 const ERROR_ANSWER: Duration = Duration::from_secs(10);
 /// Taking a link: TLS, which has a limit of 10 s of its own, and the HTTP/2 preface.
@@ -45,29 +43,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let accepted = tokio::time::timeout(ACCEPT, async {
         let (peer, io) =
             worker.proxy.trust.links.accept(stream, remote, &directory).await.map_err(|e| e.to_string())?;
-        let (io, flusher) = coalesce(io);
-        let connection = h2::server::Builder::new()
-            .initial_window_size(LINK_WINDOWS.stream)
-            .initial_connection_window_size(LINK_WINDOWS.connection)
-            .max_frame_size(LINK_WINDOWS.frame)
-            .max_send_buffer_size(LINK_WINDOWS.send_buffer)
-            .max_header_list_size(MAX_HEADER_LIST + METADATA_ROOM)
-            .max_concurrent_streams(MAX_STREAMS)
-            // h2's caps on resets are against one abusive client. A link's streams are those of all clients of the peer, and a
-            // peer is trusted not to flood: some clients' cancels must not end everybody's streams.
-            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-            .max_local_error_reset_streams(None)
-            .data_frame_budget(DATA_FRAME_BUDGET)
-            .enable_connect_protocol()
-            .handshake::<_, Bytes>(io)
-            .await
-            .map_err(|e| e.to_string())?;
-        flusher.defer();
-        Ok::<_, String>((peer, connection, flusher))
+        let config = wire::Config { max_header_list: LINK.max_header_list + METADATA_ROOM, ..LINK };
+        let connection = wire::accept(io, config).await.map_err(|e| e.to_string())?;
+        Ok::<_, String>((peer, connection))
     })
     .await;
     drop(directory);
-    let (peer, mut connection, flusher) = match accepted {
+    let (peer, mut connection) = match accepted {
         Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => {
             counter!(CLIENTS_REFUSED, "reason" => "not_a_peer").increment(1);
@@ -79,16 +61,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let _open = OpenGauge::connection("link_in");
     let peer = Rc::new(peer);
     info!(peer = %peer.node, %remote, authenticated = peer.authenticated, "link taken");
-    let ping_pong = connection.ping_pong();
-    let heard = flusher.heard();
-    let mut alive = pin!(async move {
-        // A peer that vanished without a word would hold its streams' memory otherwise.
-        match ping_pong {
-            // Whoever waits at this end waits for the pod, not for the peer.
-            Some(ping_pong) => watch(ping_pong, heard, || false, |_| {}).await,
-            None => std::future::pending().await,
-        }
-    });
+    // A peer that vanished without a word would hold its streams' memory otherwise. Whoever waits at this end waits for the pod, not
+    // for the peer.
+    let mut alive = pin!(watch(connection.pinger(), connection.heard(), || false, |_| {}));
     let claims = Rc::new(Claims::default());
     // Streams that are open go on: they were allowed. New ones need a link with a certificate that is valid now.
     let expires = peer.expires;
@@ -104,28 +79,24 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     loop {
         if peer.authenticated && !draining && worker.proxy.trust.links.epoch() != made {
             draining = true;
-            connection.graceful_shutdown();
+            connection.leave();
         }
         let accepted = poll_fn(|cx| {
             if !draining && drained.as_mut().poll(cx).is_ready() {
                 draining = true;
-                connection.graceful_shutdown();
+                connection.leave();
             }
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(accepted);
             }
-            if alive.as_mut().poll(cx).is_ready() || matches!(flusher.poll_flush(cx), Poll::Ready(Err(_))) {
-                return Poll::Ready(None);
-            }
-            Poll::Pending
+            alive.as_mut().poll(cx).map(|()| None)
         })
         .await;
         match accepted {
-            Some(Ok((request, respond))) => {
-                let down = H2Downstream::new(respond, request.method());
-                let (parts, recv) = request.into_parts();
+            Some(Ok(Accepted { head, recv, send, .. })) => {
+                let down = H2Downstream::of_link(send, &head.method);
                 let (worker, peer, claims) = (Rc::clone(&worker), Rc::clone(&peer), Rc::clone(&claims));
-                crate::worker::spawn_stream(serve_stream(worker, peer, claims, parts, recv, down));
+                crate::worker::spawn_stream(serve_stream(worker, peer, claims, head, recv, down));
             }
             Some(Err(error)) => {
                 debug!(peer = %peer.node, %error, "link broke");
@@ -152,14 +123,14 @@ async fn serve_stream(
     worker: Rc<Worker>,
     peer: Rc<PeerIdentity>,
     claims: Rc<Claims>,
-    parts: http::request::Parts,
-    recv: h2::RecvStream,
+    head: RequestHead,
+    recv: wire::RecvStream,
     down: H2Downstream,
 ) {
     let _stream = OpenGauge::new(worker.link_streams.clone());
     let _in_flight = worker.inbound.begin();
     let started = Instant::now();
-    let delivered = match Order::read(parts) {
+    let delivered = match Order::read(head) {
         Ok(order) => {
             let admitted = worker.admit(order.target, started).await.and_then(|admitted| {
                 still_known(&worker, &peer)?;
@@ -226,46 +197,43 @@ struct Order {
 }
 
 impl Order {
-    fn read(mut parts: http::request::Parts) -> Result<Box<Self>, Error> {
+    fn read(mut head: RequestHead) -> Result<Box<Self>, Error> {
         let bad = |what: &'static str| Error::client(ErrorKind::HttpRequestError, what);
-        let target = parts
+        let target = head
             .headers
             .get(&TARGET)
             .and_then(|v| v.to_str().ok())
             .and_then(|v| v.parse().ok())
             .ok_or_else(|| bad("a link's stream needs posthouse-target"))?;
-        let delivery = parts
+        let delivery = head
             .headers
             .get(&PROTOCOL)
             .and_then(|v| Delivery::parse(v.as_bytes()))
             .ok_or_else(|| bad("a link's stream needs posthouse-protocol"))?;
-        let protocol = parts.extensions.remove::<h2::ext::Protocol>();
-        let upgrade = match &protocol {
+        let upgrade = match head.protocol {
             None => None,
-            Some(p) if h1::is_upgradable_list(p.as_str().as_bytes()) => {
-                Some(HeaderValue::from_str(p.as_str()).map_err(|_| bad("the upgrade's protocol is no token"))?)
-            }
+            Some(protocol) if h1::is_upgradable_list(protocol.as_bytes()) => Some(protocol),
             Some(_) => return Err(bad("the upgrade's protocol may not be tunnelled")),
         };
-        if (delivery == Delivery::Opaque) != (parts.method == Method::CONNECT && upgrade.is_none()) {
+        if (delivery == Delivery::Opaque) != (head.method == Method::CONNECT && upgrade.is_none()) {
             return Err(bad("an opaque stream is a CONNECT and nothing else is"));
         }
-        let source = parts.headers.remove(&SOURCE);
+        let source = head.headers.remove(&SOURCE);
         // Takes every `posthouse-*` field off: the pod sees none of them.
-        h1::strip_hop_by_hop(&mut parts.headers);
+        h1::strip_hop_by_hop(&mut head.headers);
         // As strict as towards clients: it is matched by policies and becomes a Host field.
-        let authority = match parts.uri.authority() {
-            Some(authority) if posthouse_model::Authority::parse(authority.as_str()).is_ok() => authority.clone(),
+        let authority = match head.authority {
+            Some(authority) if posthouse_model::Authority::parse(authority.as_str()).is_ok() => authority,
             Some(_) => return Err(bad("the :authority of a link's stream is no valid one")),
             None => return Err(bad("a link's stream needs :authority")),
         };
         let request = Request {
             // An upgrade travels as an extended CONNECT; it was a GET (the sender upgrades nothing else).
-            method: if upgrade.is_some() { Method::GET } else { parts.method },
-            path: parts.uri.path_and_query().cloned().unwrap_or_else(crate::link::root_path),
+            method: if upgrade.is_some() { Method::GET } else { head.method },
+            path: head.path.unwrap_or_else(crate::link::root_path),
             authority,
             https: false,
-            headers: parts.headers,
+            headers: head.headers,
             body: Body::Empty,
             upgrade,
             h2: delivery == Delivery::Http2,
@@ -304,7 +272,7 @@ impl Order {
         peer: &PeerIdentity,
         claims: &Claims,
         admitted: Result<Rc<Admitted>, Error>,
-        recv: h2::RecvStream,
+        recv: wire::RecvStream,
         mut down: H2Downstream,
     ) -> (Option<StatusCode>, Option<Error>) {
         let since = worker.policies.now();
@@ -327,7 +295,8 @@ impl Order {
             return Box::pin(upgrade(worker, &admitted.backend, request, recv, down, revoked)).await;
         }
         let mut timer = IdleTimer::new(worker.proxy.config.timeouts.stream_idle);
-        request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
+        request.body =
+            if recv.is_end() { Body::Empty } else { Body::H2(H2Body::new(RecvStream::Link(recv), BodyOf::Request)) };
         let body = std::mem::replace(&mut request.body, Body::Empty);
         let body = if body.is_end() { None } else { Some(ReplayBody::new(body)) };
         if let Some(body) = &body
@@ -371,7 +340,7 @@ impl Order {
 async fn opaque(
     worker: &Rc<Worker>,
     target: SocketAddr,
-    recv: h2::RecvStream,
+    recv: wire::RecvStream,
     down: H2Downstream,
     revoked: LocalBoxFuture<'static, ()>,
 ) -> (Option<StatusCode>, Option<Error>) {
@@ -380,7 +349,11 @@ async fn opaque(
             let Ok(send) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
                 return (None, Some(Error::client_gone()));
             };
-            carry(TunnelEnd::H2 { send, recv, lease: None }, TunnelEnd::Io { io, open, revoked: Some(revoked) }).await;
+            carry(
+                TunnelEnd::H2 { send, recv: RecvStream::Link(recv), lease: None },
+                TunnelEnd::Io { io, open, revoked: Some(revoked) },
+            )
+            .await;
             (Some(StatusCode::OK), None)
         }
         Err(error) => {
@@ -394,7 +367,7 @@ async fn upgrade(
     worker: &Rc<Worker>,
     backend: &Backend,
     request: &Request,
-    recv: h2::RecvStream,
+    recv: wire::RecvStream,
     mut down: H2Downstream,
     revoke: LocalBoxFuture<'static, ()>,
 ) -> (Option<StatusCode>, Option<Error>) {
@@ -414,7 +387,7 @@ async fn upgrade(
             let Ok(send) = down.tunnel(StatusCode::OK, headers) else {
                 return (None, Some(Error::client_gone()));
             };
-            carry(TunnelEnd::H2 { send, recv, lease: None }, end).await;
+            carry(TunnelEnd::H2 { send, recv: RecvStream::Link(recv), lease: None }, end).await;
             (Some(status), None)
         }
         // The pod did not switch: its answer goes back as it is.

@@ -25,7 +25,7 @@ use crate::exchange::{
     Interim, Interims, Request, Response, TunnelEnd, Upload, content_length, poll_upload, upload_h1,
 };
 use crate::h1::{self, BodyLength, HeadScan};
-use crate::h2conn::{H2Conn, POD_WINDOWS};
+use crate::h2conn::H2Conn;
 use crate::h2pool::H2Pool;
 use crate::metrics::OpenGauge;
 use crate::status::Proxy;
@@ -66,7 +66,7 @@ pub(crate) struct Pods {
     idle_timeout: Duration,
     idle: RefCell<HashMap<Backend, Vec<Idle>>>,
     idle_count: Cell<usize>,
-    h2: H2Pool<Backend>,
+    h2: H2Pool<Backend, H2Conn>,
 }
 
 struct Idle {
@@ -287,7 +287,7 @@ impl Pods {
                 let address = backend.address;
                 let stream = self.open(backend, b"h2").await?;
                 let open = self.opened();
-                let handshake = H2Conn::open(stream, POD_WINDOWS, false, None, move || drop(open));
+                let handshake = H2Conn::open(stream, move || drop(open));
                 tokio::time::timeout(self.connect_timeout, handshake).await.ok().and_then(Result::ok).ok_or_else(|| {
                     Error::upstream(
                         ErrorKind::HttpProtocolError,

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::exchange::{TunnelEnd, poll_send_data};
+use crate::exchange::TunnelEnd;
+use crate::h2stream::Reason;
 use crate::idle::IdleTimer;
 use crate::pressure::{Held, Stall};
 use crate::stream::READ_BODY;
@@ -153,7 +153,7 @@ impl TunnelEnd {
                 match ready!(recv.poll_data(cx)) {
                     Some(Ok(data)) if data.is_empty() => {}
                     Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
-                    Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                    Some(Err(error)) => return Poll::Ready(Err(error)),
                     None => return Poll::Ready(Ok(None)),
                 }
             },
@@ -163,7 +163,7 @@ impl TunnelEnd {
     /// Bytes that have come and whose capacity was not given back.
     fn used(&mut self) -> usize {
         match self {
-            Self::H2 { recv, .. } => recv.flow_control().used_capacity(),
+            Self::H2 { recv, .. } => recv.used(),
             Self::Io { .. } => 0,
         }
     }
@@ -173,8 +173,7 @@ impl TunnelEnd {
         if let Self::H2 { recv, .. } = self
             && bytes > 0
         {
-            // Fails only when the stream is gone, which the next read tells.
-            let _ = recv.flow_control().release_capacity(bytes);
+            recv.release(bytes);
         }
     }
 
@@ -182,7 +181,7 @@ impl TunnelEnd {
         match self {
             Self::Io { io, .. } => io.borrow_mut().poll_write_data(cx, chunk),
             Self::H2 { send, .. } => {
-                poll_send_data(send, cx, chunk, false).map_err(|_| io::ErrorKind::ConnectionReset.into())
+                send.poll_send(cx, chunk, false).map_err(|_| io::ErrorKind::ConnectionReset.into())
             }
         }
     }
@@ -200,7 +199,7 @@ impl TunnelEnd {
             }
             Self::H2 { send, .. } => {
                 // An error means the stream is closed, which is what is wanted.
-                let _ = send.send_data(Bytes::new(), true);
+                let _ = send.end(None);
                 Poll::Ready(Ok(()))
             }
         }
@@ -209,7 +208,7 @@ impl TunnelEnd {
     /// Breaks off so that the other side does not take it for an orderly end.
     fn abort(&mut self) {
         match self {
-            Self::H2 { send, .. } => send.send_reset(h2::Reason::CANCEL),
+            Self::H2 { send, .. } => send.reset(Reason::CANCEL),
             Self::Io { io, .. } => {
                 if let crate::stream::Stream::Tcp(stream) = &io.borrow().stream {
                     // RST instead of FIN. Fails only on a socket that is gone.
@@ -220,10 +219,10 @@ impl TunnelEnd {
     }
 }
 
-/// An HTTP/2 stream as a byte stream: the inside of a CONNECT that came over HTTP/2.
+/// A client's HTTP/2 stream as a byte stream: the inside of a CONNECT that came over HTTP/2.
 pub(crate) struct H2Io {
-    pub(crate) send: SendStream<Bytes>,
-    pub(crate) recv: RecvStream,
+    pub(crate) send: h2::SendStream<Bytes>,
+    pub(crate) recv: h2::RecvStream,
     pub(crate) left: Bytes,
 }
 

@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::{BodyOf, Frame};
 use crate::error::Error;
-use crate::h2conn::StreamLease;
+use crate::h2pool::StreamLease;
+use crate::h2stream::RecvStream;
 use crate::pressure::Held;
 
 /// Frames below this size are merged when they have to wait.
@@ -18,7 +19,7 @@ const SMALL: usize = 4 * 1024;
 const MERGED: usize = 16 * 1024;
 
 pub(crate) struct H2Body {
-    recv: h2::RecvStream,
+    recv: RecvStream,
     /// Bytes of the frame that the other side is taking; their capacity is still to be given back.
     taken: usize,
     ahead: VecDeque<Bytes>,
@@ -33,7 +34,7 @@ pub(crate) struct H2Body {
 }
 
 impl H2Body {
-    pub(crate) fn new(recv: h2::RecvStream, of: BodyOf) -> Self {
+    pub(crate) fn new(recv: RecvStream, of: BodyOf) -> Self {
         Self {
             recv,
             taken: 0,
@@ -55,10 +56,7 @@ impl H2Body {
     }
 
     pub(crate) fn is_end(&self) -> bool {
-        self.ahead.is_empty()
-            && self.merged.is_empty()
-            && self.failed.is_none()
-            && (self.done || self.recv.is_end_stream())
+        self.ahead.is_empty() && self.merged.is_empty() && self.failed.is_none() && (self.done || self.recv.is_end())
     }
 
     /// Reads what has come while the other side takes nothing.
@@ -85,7 +83,7 @@ impl H2Body {
                 Poll::Pending => break,
             }
         }
-        let used = self.recv.flow_control().used_capacity();
+        let used = self.recv.used();
         self.held.set(used);
     }
 
@@ -103,11 +101,10 @@ impl H2Body {
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         if self.taken > 0 {
-            // Fails only when the stream is gone, which the next poll tells.
-            let _ = self.recv.flow_control().release_capacity(self.taken);
+            self.recv.release(self.taken);
             self.taken = 0;
             if !self.held.is_zero() {
-                let used = self.recv.flow_control().used_capacity();
+                let used = self.recv.used();
                 self.held.set(used);
             }
         }

@@ -2,15 +2,12 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::SendStream;
-
-use super::Gone;
 use crate::body::{Body, Frame};
 use crate::error::{Error, ErrorKind};
 use crate::h1::{self, BodyLength};
+use crate::h2stream::{Reason, SendStream};
 use crate::pressure::Stall;
 use crate::stream::SharedIo;
 
@@ -18,7 +15,7 @@ use crate::stream::SharedIo;
 pub(crate) type Upload = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// Sends a body on an HTTP/2 stream.
-pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream<Bytes>) -> Result<(), Error> {
+pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream) -> Result<(), Error> {
     loop {
         // While the body is quiet, notice when the other side wants no more of it.
         let frame = poll_fn(|cx| match body.poll_frame(cx) {
@@ -36,7 +33,7 @@ pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream<Bytes>) -> Re
                 let mut stall = Stall::default();
                 let sent = poll_fn(|cx| {
                     let before = data.len();
-                    let sent = poll_send_data(&mut send, cx, &mut data, end);
+                    let sent = send.poll_send(cx, &mut data, end);
                     if sent.is_pending() {
                         poll_stalled(&mut stall, data.len() != before, &mut body, cx)?;
                     }
@@ -45,7 +42,7 @@ pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream<Bytes>) -> Re
                 .await;
                 let sent = match sent {
                     Err(Err(error)) => {
-                        send.send_reset(h2::Reason::CANCEL);
+                        send.reset(Reason::CANCEL);
                         return Err(error);
                     }
                     Err(Ok(gone)) => Err(gone),
@@ -57,15 +54,15 @@ pub(crate) async fn upload_h2(mut body: Body, mut send: SendStream<Bytes>) -> Re
                 sent
             }
             Ok(Some(Ok(Frame::Trailers(trailers)))) => {
-                let _ = send.send_trailers(trailers);
+                let _ = send.end(Some(trailers));
                 return Ok(());
             }
             Ok(None) => {
-                let _ = send.send_data(Bytes::new(), true);
+                let _ = send.end(None);
                 return Ok(());
             }
             Ok(Some(Err(error))) => {
-                send.send_reset(h2::Reason::CANCEL);
+                send.reset(Reason::CANCEL);
                 return Err(error);
             }
         };
@@ -94,40 +91,6 @@ pub(super) fn poll_stalled<E>(
         )));
     }
     Ok(())
-}
-
-/// Sends `data` on an HTTP/2 stream as the peer's windows allow.
-pub(crate) fn poll_send_data(
-    send: &mut SendStream<Bytes>,
-    cx: &mut Context<'_>,
-    data: &mut Bytes,
-    end: bool,
-) -> Poll<Result<(), Gone>> {
-    if data.is_empty() && !end {
-        return Poll::Ready(Ok(()));
-    }
-    loop {
-        let mut capacity = send.capacity();
-        if capacity == 0 && !data.is_empty() {
-            send.reserve_capacity(data.len());
-            capacity = send.capacity();
-            if capacity == 0 {
-                match ready!(send.poll_capacity(cx)) {
-                    Some(Ok(n)) => capacity = n,
-                    _ => return Poll::Ready(Err(Gone)),
-                }
-                if capacity == 0 {
-                    continue;
-                }
-            }
-        }
-        let part = data.split_to(capacity.min(data.len()));
-        let last = data.is_empty();
-        send.send_data(part, last && end).map_err(|_| Gone)?;
-        if last {
-            return Poll::Ready(Ok(()));
-        }
-    }
 }
 
 /// Sends a body on an HTTP/1 connection whose head is already in its write buffer.

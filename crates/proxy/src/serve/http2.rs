@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::exchange::{Request, TunnelEnd, answer_error, is_grpc};
 use crate::h1;
 use crate::h2conn::{MAX_HEADER_LIST, POD_WINDOWS};
+use crate::h2stream::{RecvStream, SendStream};
 use crate::idle::IdleTimer;
 use crate::metrics::{Direction, TUNNELS, failed_without_service, limit_reached};
 use crate::outbound::{self, Handled};
@@ -135,7 +136,11 @@ async fn serve_stream(
         h2: true,
     };
     if request.upgrade.is_none() {
-        request.body = if recv.is_end_stream() { Body::Empty } else { Body::H2(H2Body::new(recv, BodyOf::Request)) };
+        request.body = if recv.is_end_stream() {
+            Body::Empty
+        } else {
+            Body::H2(H2Body::new(RecvStream::H2(recv), BodyOf::Request))
+        };
         outbound::handle(&client, &mut request, &mut down, &mut timer).await;
         return;
     }
@@ -153,7 +158,7 @@ async fn serve_stream(
         headers.remove(http::header::SEC_WEBSOCKET_ACCEPT);
         h1::strip_hop_by_hop(&mut headers);
         if let Ok(send) = down.tunnel(StatusCode::OK, headers) {
-            let near = TunnelEnd::H2 { send, recv, lease: None };
+            let near = TunnelEnd::H2 { send, recv: RecvStream::H2(recv), lease: None };
             if splice(near, end, TUNNEL_IDLE).await == TunnelEndedBy::Idle {
                 limit_reached("tunnel_idle");
             }
@@ -227,7 +232,7 @@ async fn connect(client: Rc<Client>, authority: Authority, recv: h2::RecvStream,
             return answer_error(&mut down, &error, false, HeaderMap::new(), std::time::Duration::from_secs(10)).await;
         }
     };
-    let Ok(send) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
+    let Ok(SendStream::H2(send)) = down.tunnel(StatusCode::OK, HeaderMap::new()) else {
         return;
     };
     let stream = Stream::Boxed(Box::new(H2Io { send, recv, left: Bytes::new() }));
