@@ -11,7 +11,7 @@ command -v cargo-fuzz >/dev/null || cargo install --quiet --locked --root "$cach
 # The versions that ship, not the newest ones.
 [ -f Cargo.lock ] || cp ../../Cargo.lock Cargo.lock
 cargo run --quiet --bin seeds
-for target in ${*:-request_head response_head chunked authority}; do
+for target in ${*:-request_head response_head chunked authority link}; do
     echo "fuzzing $target for ${FUZZ_SECONDS:-30} s"
     cargo fuzz run --fuzz-dir . "$target" -- \
         -max_total_time="${FUZZ_SECONDS:-30}" -max_len=8192 -timeout=10 -print_final_stats=1 -verbosity=0

@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 use crate::body::{Body, BodyOf, H2Body, ReplayBody};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::exchange::{Interim, Interims, Response, TunnelEnd, Upload, poll_upload, upload_h2};
-use crate::h2conn::{CLOSING, MAX_HEADER_LIST, MAX_STREAMS, OPEN, OnDrop, Use, not_sent};
+use crate::h1;
+use crate::h2conn::{CLOSING, MAX_STREAMS, OPEN, OnDrop, Use, not_sent};
 use crate::h2pool::{Pooled, StreamLease};
 use crate::h2stream::{Reason, RecvStream, SendStream};
 use crate::link::LinkCounters;
@@ -37,6 +38,9 @@ const DEAD: Duration = Duration::from_secs(20);
 /// How often a silent end is looked at while a PING is unanswered.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The largest head that either side takes (by HTTP/1's count, and HTTP/2 counts 32 octets more a field), and our own fields on top.
+/// Whatever was taken at one end fits.
+const HEADER_LIST: u32 = (h1::MAX_HEAD + 32 * h1::MAX_FIELDS + 4096) as u32;
 /// Both ends of a link. A stream window of 1.5 MiB fills 10 Gbit/s at 1 ms (1.25 MB); frames of 64 KiB cost little and still let
 /// small answers in between.
 pub(crate) const LINK: Config = Config {
@@ -44,7 +48,7 @@ pub(crate) const LINK: Config = Config {
     connection_window: OPEN,
     max_frame: 64 << 10,
     max_streams: MAX_STREAMS as u32,
-    max_header_list: MAX_HEADER_LIST,
+    max_header_list: HEADER_LIST,
 };
 
 /// An open link.
@@ -174,7 +178,13 @@ impl LinkConn {
     ) -> Result<Response, Error> {
         let lease = self.lease();
         let (mut recv, send) = self.opener.open(ask, false).map_err(|error| not_sent(&error, whom))?;
-        let head = poll_fn(|cx| recv.poll_head(cx)).await.map_err(|error| broken(&error, whom))?;
+        let head = poll_fn(|cx| {
+            // A tunnel has nobody who would want them.
+            while recv.interim().is_some() {}
+            recv.poll_head(cx)
+        })
+        .await
+        .map_err(|error| broken(&error, whom))?;
         let (status, headers, recv) = (head.status, head.headers, RecvStream::Link(recv));
         let (body, tunnel) = if is_tunnel(status, &headers) {
             (Body::Empty, Some(TunnelEnd::H2 { send: SendStream::Link(send), recv, lease: Some(lease) }))
@@ -216,6 +226,7 @@ fn broken(error: &wire::Error, whom: &dyn Display) -> Error {
         wire::Error::GoneAway => terminated(Retry::Safe, format!("{whom} is shutting down")),
         wire::Error::Reset(reason) => terminated(Retry::IfIdempotent, format!("{whom} reset the stream: {reason}")),
         wire::Error::Io(error) => terminated(Retry::IfIdempotent, format!("the connection to {whom} broke: {error}")),
+        wire::Error::Refused(..) => terminated(Retry::IfIdempotent, format!("{whom}: {error}")),
         error => Error::upstream(ErrorKind::HttpProtocolError, Retry::IfIdempotent, format!("{whom}: {error}")),
     }
 }

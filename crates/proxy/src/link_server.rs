@@ -43,8 +43,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
     let accepted = tokio::time::timeout(ACCEPT, async {
         let (peer, io) =
             worker.proxy.trust.links.accept(stream, remote, &directory).await.map_err(|e| e.to_string())?;
-        let config = wire::Config { max_header_list: LINK.max_header_list + METADATA_ROOM, ..LINK };
-        let connection = wire::accept(io, config).await.map_err(|e| e.to_string())?;
+        let connection = wire::accept(io, LINK).await.map_err(|e| e.to_string())?;
         Ok::<_, String>((peer, connection))
     })
     .await;
@@ -93,7 +92,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
         })
         .await;
         match accepted {
-            Some(Ok(Accepted { head, recv, send, .. })) => {
+            Some(Ok(Accepted { head, recv, send })) => {
                 let down = H2Downstream::of_link(send, &head.method);
                 let (worker, peer, claims) = (Rc::clone(&worker), Rc::clone(&peer), Rc::clone(&claims));
                 crate::worker::spawn_stream(serve_stream(worker, peer, claims, head, recv, down));
@@ -115,9 +114,6 @@ async fn until(moment: Option<SystemTime>) {
         tokio::time::sleep(left.min(Duration::from_secs(60)) + Duration::from_millis(1)).await;
     }
 }
-
-/// Our own fields come on top of what the sender took from its client.
-const METADATA_ROOM: u32 = 4096;
 
 async fn serve_stream(
     worker: Rc<Worker>,

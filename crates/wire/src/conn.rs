@@ -35,6 +35,8 @@ pub struct Connection<T> {
     /// The other end has closed its half.
     eof: bool,
     preface: usize,
+    /// Bytes that were read since the last write.
+    turn: usize,
 }
 
 /// Whether the other end has sent anything since the last look.
@@ -76,7 +78,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         let core = Core::new(role, config);
         let heard = Rc::clone(&core.heard);
         let preface = if role == Role::Server { frame::PREFACE.len() } else { 0 };
-        Self { io, core: Rc::new(RefCell::new(core)), input: BytesMut::new(), heard, eof: false, preface }
+        Self { io, core: Rc::new(RefCell::new(core)), input: BytesMut::new(), heard, eof: false, preface, turn: 0 }
     }
 
     /// For whoever watches over the other end.
@@ -101,12 +103,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         self.core.borrow_mut().close();
     }
 
-    /// Whether there are streams.
-    #[must_use]
-    pub fn has_streams(&self) -> bool {
-        self.core.borrow().has_streams()
-    }
-
     fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         // Our SETTINGS go first: a client under TLS 1.3 learns only from what we send that its certificate was taken.
         if let Poll::Ready(Err(error)) = self.core.borrow_mut().out.poll_flush(&mut self.io, cx) {
@@ -120,6 +116,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             if said == self.preface {
                 self.input.advance(said);
                 self.preface = 0;
+                // What came with it: the next read may be long in coming.
+                self.dispatch(&mut Rc::clone(&self.core).borrow_mut());
                 break;
             }
             match ready!(self.poll_fill(cx)) {
@@ -147,7 +145,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     }
 
     /// Hands on the frames that are whole.
-    fn dispatch(&mut self, core: &mut Core, max_frame: usize) {
+    fn dispatch(&mut self, core: &mut Core) {
+        let max_frame = core.max_frame();
         while core.failed().is_none() {
             let Some(head) = Head::read(&self.input) else { return };
             if head.len > max_frame {
@@ -177,12 +176,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     /// good order, or with what ended it.
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Accepted, Error>>> {
         let shared = Rc::clone(&self.core);
-        let mut turn = 0;
+        shared.borrow_mut().begin_turn(cx);
         loop {
             let mut core = shared.borrow_mut();
-            if turn == 0 {
-                core.begin_turn(cx);
-            }
             if let Some(error) = core.failed().cloned() {
                 // The other end learns why, if it still reads.
                 let _ = core.out.poll_flush(&mut self.io, cx);
@@ -192,35 +188,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 drop(core);
                 let handle = |writes| Handle { core: Rc::clone(&shared), key: opened.key, writes };
                 let (head, recv, send) = (opened.head, RecvStream(handle(false)), SendStream(handle(true)));
-                return Poll::Ready(Some(Ok(Accepted { head, ended: opened.ended, recv, send })));
+                return Poll::Ready(Some(Ok(Accepted { head, recv, send })));
             }
-            if self.eof || turn >= TURN {
+            if self.eof || self.turn >= TURN {
                 break;
             }
-            let max_frame = core.max_frame();
             drop(core);
             match self.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => self.eof = true,
                 Poll::Ready(Ok(n)) => {
-                    turn += n;
-                    self.dispatch(&mut shared.borrow_mut(), max_frame);
+                    self.turn += n;
+                    self.dispatch(&mut shared.borrow_mut());
                 }
                 Poll::Ready(Err(error)) => shared.borrow_mut().fail(Error::io(&error)),
                 Poll::Pending => break,
             }
         }
         let mut core = shared.borrow_mut();
-        if turn >= TURN {
+        if std::mem::take(&mut self.turn) >= TURN {
             cx.waker().wake_by_ref();
         }
         match core.out.poll_flush(&mut self.io, cx) {
-            Poll::Ready(Ok(())) => core.flushed(),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
             Poll::Ready(Err(error)) => {
                 let error = Error::io(&error);
                 core.fail(error.clone());
                 return Poll::Ready(Some(Err(error)));
             }
-            Poll::Pending => {}
         }
         core.serve_waiting();
         if core.is_over() {
@@ -228,7 +222,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             return Pin::new(&mut self.io).poll_shutdown(cx).map(|_| None);
         }
         if self.eof {
-            let ended_well = !core.has_streams() && self.input.is_empty();
+            let ended_well = core.all_ended() && self.input.is_empty();
             core.fail(Error::Io("the other end closed the connection".into()));
             return Poll::Ready(if ended_well { None } else { core.failed().cloned().map(Err) });
         }
@@ -255,8 +249,6 @@ impl<T> Drop for Connection<T> {
 pub struct Accepted {
     /// Its request.
     pub head: RequestHead,
-    /// Nothing follows the head.
-    pub ended: bool,
     /// Its body.
     pub recv: RecvStream,
     /// Its answer.

@@ -24,6 +24,7 @@ pub(crate) struct Output {
     gathered: BytesMut,
     sent: usize,
     len: usize,
+    written: u64,
     /// The stream below may still hold bytes that it took: TLS keeps records that the socket had no room for.
     unflushed: bool,
 }
@@ -32,6 +33,11 @@ impl Output {
     /// Bytes that wait.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes that have gone, in all.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
     }
 
     pub(crate) fn is_flushed(&self) -> bool {
@@ -87,6 +93,7 @@ impl Output {
             }
             self.unflushed = true;
             self.len -= written;
+            self.written += written as u64;
             while let Some(piece) = self.whole.front_mut() {
                 let part = written.min(piece.len());
                 piece.advance(part);
@@ -197,6 +204,7 @@ mod tests {
                 prop_assert!(turns < 10_000);
             }
             prop_assert!(output.is_flushed());
+            prop_assert_eq!(output.written(), expected.len() as u64);
             prop_assert_eq!(&io.taken, &expected);
         }
     }

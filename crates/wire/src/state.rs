@@ -2,12 +2,12 @@
 //! connection's driver share it within one thread; each borrow lasts for one call.
 
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use slab::Slab;
 
 use crate::error::{Error, Reason};
@@ -40,11 +40,16 @@ const OUTPUT: usize = 128 * 1024;
 /// A stream's DATA below this size are merged while they wait: a frame of a few bytes must not cost a hundred.
 const MERGE_BELOW: usize = 4 * 1024;
 const MERGED: usize = 16 * 1024;
+/// Bytes that may wait for the socket at all. Beyond it no stream is opened or taken: an end that writes and never reads would have us
+/// keep the answers to all that it asks. 4 MiB: a KiB of head for each of the streams that a link may have open.
+const CLOGGED: usize = 4 << 20;
 /// Frames that one block may be cut into: at the default frame size 64 carry 1 MiB, far above any limit on fields. An end that sends
 /// more does so to make work (CVE-2024-27316).
 const MAX_CONTINUATIONS: usize = 64;
 /// Answers to the other end's frames (PING, SETTINGS, refused streams) that may wait for it to read them.
 const MAX_REPLIES: usize = 8192;
+/// Streams that we gave up and remember: as many as may be open.
+const MAX_GIVEN_UP: usize = 4096;
 /// 1xx heads of one stream that may wait for its task.
 const MAX_INTERIMS: usize = 32;
 /// Streams that we open before the other end's SETTINGS are known. Source: what RFC 9113 §6.5.2 recommends as the least limit.
@@ -86,6 +91,8 @@ pub(crate) struct Stream {
     receiving: Receiving,
     /// A body is not allowed although its length may be told (HEAD, 204, 304).
     bodiless: bool,
+    /// Of a CONNECT: what follows is no content, so no length is declared of it (RFC 9110 §9.3.6).
+    tunnel: bool,
     /// What is still owed of a declared length.
     owed: Option<u64>,
     interims: VecDeque<ResponseHead>,
@@ -153,11 +160,60 @@ enum Asked {
     Answered,
 }
 
+/// Streams that we gave up while the other end may not have known: its frames for them are late, not wrong (RFC 9113 §5.1). The
+/// newest are known by number; all up to the highest that was forgotten get the benefit of the doubt.
+#[derive(Default)]
+struct GivenUp {
+    order: VecDeque<u32>,
+    known: HashSet<u32, foldhash::fast::RandomState>,
+    forgotten: u32,
+}
+
+impl GivenUp {
+    fn add(&mut self, id: u32) {
+        if self.known.insert(id) {
+            self.order.push_back(id);
+        }
+        if self.order.len() > MAX_GIVEN_UP
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+            self.forgotten = self.forgotten.max(oldest);
+        }
+    }
+
+    fn has(&self, id: u32) -> bool {
+        id <= self.forgotten || self.known.contains(&id)
+    }
+}
+
+/// Answers to the other end's frames that it has not taken yet, counted so that one that asks and never reads cannot fill our
+/// memory. The output may not be empty for hours, so they are counted in two parts: those before a mark in it, and those behind.
+#[derive(Default)]
+struct Replies {
+    before: usize,
+    mark: u64,
+    behind: usize,
+}
+
+impl Replies {
+    fn add(&mut self, out: &Output) -> Result<(), Fatal> {
+        self.behind += 1;
+        if out.written() >= self.mark {
+            self.before = std::mem::take(&mut self.behind);
+            self.mark = out.written() + out.len() as u64;
+        }
+        if self.before + self.behind > MAX_REPLIES {
+            return Err((Reason::ENHANCE_YOUR_CALM, "questions faster than their answers are read"));
+        }
+        Ok(())
+    }
+}
+
 /// A stream that the other end opened.
 pub(crate) struct Opened {
     pub(crate) key: usize,
     pub(crate) head: RequestHead,
-    pub(crate) ended: bool,
 }
 
 pub(crate) struct Core {
@@ -186,10 +242,13 @@ pub(crate) struct Core {
     leaving: Leaving,
     /// The other end opens or takes no new streams.
     peer_leaves: bool,
+    /// The highest stream that it still handles, as far as it said.
+    peer_last: u32,
     ping: Asked,
     ping_waker: Option<Waker>,
     failed: Option<Error>,
-    replies: usize,
+    replies: Replies,
+    given_up: GivenUp,
     driver: Option<Waker>,
     scheduled: bool,
     pub(crate) heard: Rc<Cell<bool>>,
@@ -247,10 +306,12 @@ impl Core {
             block: None,
             leaving: Leaving::No,
             peer_leaves: false,
+            peer_last: frame::MAX_31,
             ping: Asked::Nothing,
             ping_waker: None,
             failed: None,
-            replies: 0,
+            replies: Replies::default(),
+            given_up: GivenUp::default(),
             driver: None,
             scheduled: false,
             heard: Rc::new(Cell::new(false)),
@@ -286,19 +347,15 @@ impl Core {
         self.opened.pop_front()
     }
 
-    pub(crate) fn has_streams(&self) -> bool {
-        !self.streams.is_empty()
+    /// Whether no stream waits for anything from the other end.
+    pub(crate) fn all_ended(&self) -> bool {
+        self.open == 0
     }
 
     /// Whether nothing more will come or go in good order.
     pub(crate) fn is_over(&self) -> bool {
         let leaves = self.peer_leaves || matches!(self.leaving, Leaving::After(_));
         leaves && self.streams.is_empty() && self.opened.is_empty() && self.out.is_flushed()
-    }
-
-    /// Called when everything was written.
-    pub(crate) fn flushed(&mut self) {
-        self.replies = 0;
     }
 
     /// Wakes streams that wait for room, as many as there is room for. The driver comes back until none waits or the room is used.
@@ -409,10 +466,14 @@ impl Core {
         }
         let was = match self.role {
             Role::Client => id % 2 == 1 && id < self.next_id,
-            // Streams that we no longer take may have been opened before the other end knew.
-            Role::Server => id % 2 == 1 && (id <= self.last_id || matches!(self.leaving, Leaving::After(_))),
+            Role::Server => (id % 2 == 1 && id <= self.last_id) || self.is_left_out(id),
         };
         if was { Ok(None) } else { Err((Reason::PROTOCOL_ERROR, "a frame of a stream that was never opened")) }
+    }
+
+    /// Whether the other end opened a stream before it knew that we take no more.
+    fn is_left_out(&self, id: u32) -> bool {
+        self.role == Role::Server && id % 2 == 1 && matches!(self.leaving, Leaving::After(last) if id > last)
     }
 
     fn data(&mut self, head: Head, len: usize, put: impl FnOnce(&mut Stream)) -> Result<(), Fatal> {
@@ -425,11 +486,17 @@ impl Core {
         self.recv_window -= i64::from(flow);
         let Some((key, stream)) = key.and_then(|key| Some((key, self.streams.get_mut(key)?))) else {
             self.give_connection(flow);
-            return Ok(());
+            if self.given_up.has(head.id) || self.is_left_out(head.id) {
+                return Ok(());
+            }
+            self.out.put(|out| frame::put_reset(out, head.id, Reason::STREAM_CLOSED));
+            return self.replies.add(&self.out);
         };
         let wrong = match stream.receiving {
+            _ if matches!(stream.error, Some(Error::Reset(_))) => {
+                Some(Some((Reason::STREAM_CLOSED, "DATA behind RST_STREAM")))
+            }
             _ if stream.error.is_some() => Some(None),
-            Receiving::Ended if stream.send_ended => Some(None),
             Receiving::Ended => Some(Some((Reason::STREAM_CLOSED, "DATA behind the end of its stream"))),
             Receiving::Head => Some(Some((Reason::PROTOCOL_ERROR, "DATA before the head"))),
             Receiving::Body if i64::from(flow) > stream.recv_window => {
@@ -451,10 +518,10 @@ impl Core {
         };
         if let Some(fault) = wrong {
             self.give_connection(flow);
-            if let Some((reason, why)) = fault {
-                self.reset(key, reason, why);
-            }
-            return self.check_replies();
+            return match fault {
+                Some((reason, why)) => self.reset(key, reason, why),
+                None => Ok(()),
+            };
         }
         stream.recv_window -= i64::from(flow);
         let padding = flow - len as u32;
@@ -475,10 +542,7 @@ impl Core {
             // Nobody reads it. The stream's own window is not opened again.
             self.give_connection(flow);
         }
-        if head.has(frame::END_STREAM) {
-            self.receive_end(key);
-        }
-        Ok(())
+        if head.has(frame::END_STREAM) { self.receive_end(key) } else { Ok(()) }
     }
 
     fn headers(&mut self, head: Head, payload: &[u8]) -> Result<(), Fatal> {
@@ -524,20 +588,25 @@ impl Core {
             return self.open_received(id, end_stream, fits, building);
         }
         let Some(key) = self.find(id)? else {
-            return Ok(());
+            let late = self.given_up.has(id) || self.is_left_out(id);
+            return if late { Ok(()) } else { Err((Reason::STREAM_CLOSED, "HEADERS of a stream that has ended")) };
         };
         let Some(stream) = self.streams.get_mut(key) else {
             return Ok(());
         };
-        if stream.error.is_some() {
+        if stream.error.is_some() && !matches!(stream.error, Some(Error::Reset(_))) {
             return Ok(());
         }
         let result = match stream.receiving {
             _ if !fits => Err("more fields than we take"),
-            Receiving::Ended if stream.send_ended => Ok(()),
+            Receiving::Ended if stream.send_ended => {
+                return Err((Reason::STREAM_CLOSED, "HEADERS of a stream that has ended"));
+            }
+            _ if stream.error.is_some() => {
+                return self.reset(key, Reason::STREAM_CLOSED, "HEADERS behind RST_STREAM");
+            }
             Receiving::Ended => {
-                self.reset(key, Reason::STREAM_CLOSED, "HEADERS behind the end of its stream");
-                return self.check_replies();
+                return self.reset(key, Reason::STREAM_CLOSED, "HEADERS behind the end of its stream");
             }
             Receiving::Body if !end_stream => Err("trailers that do not end the stream"),
             Receiving::Body => building.trailers().map(|trailers| {
@@ -551,15 +620,9 @@ impl Core {
         match result {
             Ok(()) => {
                 stream.wake_reader();
-                if end_stream {
-                    self.receive_end(key);
-                }
-                Ok(())
+                if end_stream { self.receive_end(key) } else { Ok(()) }
             }
-            Err(why) => {
-                self.reset(key, Reason::PROTOCOL_ERROR, why);
-                self.check_replies()
-            }
+            Err(why) => self.reset(key, Reason::PROTOCOL_ERROR, why),
         }
     }
 
@@ -580,7 +643,7 @@ impl Core {
             return Ok(());
         }
         stream.bodiless |= head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
-        stream.owed = if stream.bodiless { None } else { length };
+        stream.owed = length.filter(|_| !stream.bodiless && !stream.tunnel);
         stream.head = Some(head);
         stream.receiving = Receiving::Body;
         Ok(())
@@ -600,27 +663,34 @@ impl Core {
         let length = building.length;
         let head = match building.request() {
             // A stream that was reset may still have its task; both together are bounded.
-            _ if self.open >= self.config.max_streams || self.streams.len() >= 2 * self.config.max_streams as usize => {
+            _ if self.open >= self.config.max_streams
+                || self.streams.len() >= 2 * self.config.max_streams as usize
+                || self.out.len() > CLOGGED =>
+            {
                 Err(Reason::REFUSED_STREAM)
             }
-            Ok(head) if fits && !(end_stream && length.is_some_and(|length| length > 0)) => Ok(head),
+            Ok(head) if fits && (head.method == Method::CONNECT || !end_stream || length.is_none_or(|n| n == 0)) => {
+                Ok(head)
+            }
             _ => Err(Reason::PROTOCOL_ERROR),
         };
         match head {
             Ok(head) => {
+                let tunnel = head.method == Method::CONNECT;
                 let window = self.peer_window;
                 let key = self.insert(id, window);
                 if let Some(stream) = self.streams.get_mut(key) {
-                    stream.owed = length;
+                    stream.tunnel = tunnel;
+                    stream.owed = length.filter(|_| !tunnel);
                     stream.receiving = if end_stream { Receiving::Ended } else { Receiving::Body };
                 }
-                self.opened.push_back(Opened { key, head, ended: end_stream });
+                self.opened.push_back(Opened { key, head });
                 Ok(())
             }
             Err(reason) => {
                 self.out.put(|out| frame::put_reset(out, id, reason));
-                self.replies += 1;
-                self.check_replies()
+                self.given_up.add(id);
+                self.replies.add(&self.out)
             }
         }
     }
@@ -640,6 +710,7 @@ impl Core {
             granted: false,
             receiving: Receiving::Head,
             bodiless: false,
+            tunnel: false,
             owed: None,
             interims: VecDeque::new(),
             head: None,
@@ -655,17 +726,17 @@ impl Core {
         key
     }
 
-    fn receive_end(&mut self, key: usize) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+    fn receive_end(&mut self, key: usize) -> Result<(), Fatal> {
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         if stream.owed.is_some_and(|owed| owed > 0) {
-            self.reset(key, Reason::PROTOCOL_ERROR, "a body shorter than its Content-Length");
-            return;
+            return self.reset(key, Reason::PROTOCOL_ERROR, "a body shorter than its Content-Length");
         }
         stream.receiving = Receiving::Ended;
         stream.wake_reader();
         if stream.send_ended {
             self.closed(key);
         }
+        Ok(())
     }
 
     /// Both halves have ended: the stream no longer counts.
@@ -686,7 +757,7 @@ impl Core {
         Ok(())
     }
 
-    /// Ends a stream that is not complete. What has come whole stays readable.
+    /// Ends a stream that is not complete. What has come stays readable: the last lines of a log, say, before its pod was killed.
     fn end_with(&mut self, key: usize, error: Error) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.error.is_some() || (stream.send_ended && stream.receive_ended()) {
@@ -695,13 +766,10 @@ impl Core {
         stream.error = Some(error);
         stream.wake_reader();
         stream.wake_writer();
-        if !stream.receive_ended() {
-            self.discard(key);
-        }
         self.closed(key);
     }
 
-    /// Throws away what nobody will read.
+    /// Throws away what nobody will read any more.
     fn discard(&mut self, key: usize) {
         if let Some(stream) = self.streams.get_mut(key) {
             stream.chunks = VecDeque::new();
@@ -713,12 +781,13 @@ impl Core {
     }
 
     /// Resets a stream for what the other end did.
-    fn reset(&mut self, key: usize, reason: Reason, why: &'static str) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+    fn reset(&mut self, key: usize, reason: Reason, why: &'static str) -> Result<(), Fatal> {
+        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let id = stream.id;
         self.out.put(|out| frame::put_reset(out, id, reason));
-        self.replies += 1;
         self.end_with(key, Error::GivenUp(why));
+        self.discard(key);
+        self.replies.add(&self.out)
     }
 
     fn settings(&mut self, head: Head, payload: &[u8]) -> Result<(), Fatal> {
@@ -737,6 +806,7 @@ impl Core {
             // None is said: no limit (§6.5.2).
             self.peer_max_streams = u32::MAX;
         }
+        let mut window = None;
         for mut setting in payload.chunks_exact(6) {
             let (name, value) = (setting.get_u16(), setting.get_u32());
             match name {
@@ -745,7 +815,11 @@ impl Core {
                     return Err((Reason::PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1"));
                 }
                 frame::SETTINGS_MAX_CONCURRENT_STREAMS => self.peer_max_streams = value,
-                frame::SETTINGS_INITIAL_WINDOW_SIZE => self.initial_window(value)?,
+                frame::SETTINGS_INITIAL_WINDOW_SIZE if value > frame::MAX_31 => {
+                    return Err((Reason::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE above 2^31-1"));
+                }
+                // Once for the frame, which may hold thousands: each is a walk over all streams.
+                frame::SETTINGS_INITIAL_WINDOW_SIZE => window = Some(value),
                 frame::SETTINGS_MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => {
                     return Err((Reason::PROTOCOL_ERROR, "MAX_FRAME_SIZE out of its range"));
                 }
@@ -756,15 +830,14 @@ impl Core {
                 _ => {}
             }
         }
+        if let Some(window) = window {
+            self.initial_window(window)?;
+        }
         self.out.put(frame::put_settings_ack);
-        self.replies += 1;
-        self.check_replies()
+        self.replies.add(&self.out)
     }
 
     fn initial_window(&mut self, value: u32) -> Result<(), Fatal> {
-        if value > frame::MAX_31 {
-            return Err((Reason::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE above 2^31-1"));
-        }
         let difference = i64::from(value) - i64::from(self.peer_window);
         self.peer_window = value;
         for (_, stream) in &mut self.streams {
@@ -788,8 +861,7 @@ impl Core {
         };
         if !head.has(frame::ACK) {
             self.out.put(|out| frame::put_ping(out, true, payload));
-            self.replies += 1;
-            return self.check_replies();
+            return self.replies.add(&self.out);
         }
         if payload == ALIVE_PING && matches!(self.ping, Asked::Waiting) {
             self.ping = Asked::Answered;
@@ -813,8 +885,9 @@ impl Core {
             return Err((Reason::FRAME_SIZE_ERROR, "GOAWAY of another length"));
         };
         self.peer_leaves = true;
-        if self.role == Role::Client {
-            let last = last & frame::MAX_31;
+        let last = last & frame::MAX_31;
+        if self.role == Role::Client && last < self.peer_last {
+            self.peer_last = last;
             let above: Vec<usize> = self.streams.iter().filter(|(_, s)| s.id > last).map(|(key, _)| key).collect();
             for key in above {
                 self.end_with(key, Error::GoneAway);
@@ -847,27 +920,20 @@ impl Core {
         let Some(stream) = self.streams.get_mut(key).filter(|stream| stream.error.is_none()) else { return Ok(()) };
         stream.send_window += increment;
         if increment == 0 {
-            self.reset(key, Reason::PROTOCOL_ERROR, "WINDOW_UPDATE by nothing");
-        } else if stream.send_window > most {
-            self.reset(key, Reason::FLOW_CONTROL_ERROR, "a window above 2^31-1");
-        } else {
-            stream.wake_writer();
+            return self.reset(key, Reason::PROTOCOL_ERROR, "WINDOW_UPDATE by nothing");
         }
-        self.check_replies()
-    }
-
-    fn check_replies(&self) -> Result<(), Fatal> {
-        if self.replies > MAX_REPLIES {
-            return Err((Reason::ENHANCE_YOUR_CALM, "questions faster than their answers are read"));
+        if stream.send_window > most {
+            return self.reset(key, Reason::FLOW_CONTROL_ERROR, "a window above 2^31-1");
         }
+        stream.wake_writer();
         Ok(())
     }
 
     // ---- the streams' side
 
-    /// Streams that the other end lets us have open.
+    /// Streams that the other end lets us have open; none while it takes nothing.
     pub(crate) fn limit(&self) -> usize {
-        self.peer_max_streams as usize
+        if self.out.len() > CLOGGED { 0 } else { self.peer_max_streams as usize }
     }
 
     /// Whether no stream will ever be opened again.
@@ -885,7 +951,7 @@ impl Core {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        if self.takes_no_more() || self.open >= self.peer_max_streams {
+        if self.takes_no_more() || self.open as usize >= self.limit() {
             return Err(Error::NoRoom);
         }
         let id = self.next_id;
@@ -893,7 +959,8 @@ impl Core {
         let window = self.peer_window;
         let key = self.insert(id, window);
         if let Some(stream) = self.streams.get_mut(key) {
-            stream.bodiless = *ask.method == http::Method::HEAD;
+            stream.bodiless = *ask.method == Method::HEAD;
+            stream.tunnel = *ask.method == Method::CONNECT;
             stream.send_ended = end;
         }
         self.put_block(id, end, |encoder, out| {
@@ -1038,8 +1105,6 @@ impl Core {
                 keep_waker(&mut stream.send_waker, cx);
                 if !std::mem::replace(&mut stream.queued, true) {
                     self.waiting.push_back(key);
-                    // If it waits for others alone, only the driver can tell that they are done.
-                    self.schedule();
                 }
                 return Poll::Pending;
             }
@@ -1083,6 +1148,7 @@ impl Core {
         self.out.put(|out| frame::put_reset(out, id, reason));
         self.schedule();
         self.end_with(key, Error::GivenUp("by us"));
+        self.discard(key);
     }
 
     pub(crate) fn poll_interim(&mut self, key: usize) -> Option<ResponseHead> {
@@ -1210,6 +1276,9 @@ impl Core {
         self.closed(key);
         if let Some(stream) = self.streams.try_remove(key) {
             self.by_id.remove(&stream.id);
+            if matches!(stream.error, Some(Error::GivenUp(_))) && !stream.receive_ended() {
+                self.given_up.add(stream.id);
+            }
             if stream.queued {
                 self.waiting.retain(|waiting| *waiting != key);
             }
@@ -1267,3 +1336,6 @@ impl Core {
 fn unpadded(head: Head, payload: &[u8]) -> Result<(usize, usize), Fatal> {
     frame::unpadded(head, payload).ok_or((Reason::PROTOCOL_ERROR, "more padding than payload"))
 }
+
+#[cfg(test)]
+mod tests;

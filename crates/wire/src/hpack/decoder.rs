@@ -51,7 +51,7 @@ impl Decoder {
         limit: usize,
         field: &mut impl FnMut(Field),
     ) -> Result<bool, DecodeError> {
-        let mut input = Input { block, at: 0, shared: None };
+        let mut input = Input { block, at: 0 };
         let mut total = 0usize;
         let mut at_start = true;
         while let Some(&first) = block.get(input.at) {
@@ -103,11 +103,9 @@ impl Decoder {
         let text = input.string(&mut self.scratch)?;
         let value = text.bytes(input.block);
         let size = name.len() + value.len() + ENTRY_OVERHEAD;
-        let field = Field::parse(name, value, never, || match &text {
-            Text::Plain(range) if !indexing => input.share(range.clone()),
-            // An entry of the table may stay for as long as the connection: it must not keep a whole block with it.
-            Text::Plain(_) | Text::Decoded(_) => Bytes::copy_from_slice(value),
-        });
+        // A copy each: a value may stay for as long as the connection (here, or in a map of its reader's) and must not keep a
+        // whole block with it.
+        let field = Field::parse(name, value, never, || Bytes::copy_from_slice(value));
         if indexing {
             let name = name.clone();
             self.table.insert(Entry { name, field: field.clone(), size });
@@ -166,9 +164,6 @@ impl Table {
 struct Input<'a> {
     block: &'a [u8],
     at: usize,
-    /// A copy of the block, made when the first value is to outlive it: one allocation for all values of a message
-    /// rather than one for each.
-    shared: Option<Bytes>,
 }
 
 /// A string literal.
@@ -229,9 +224,5 @@ impl Input<'_> {
         } else {
             Ok(Text::Plain(start..self.at))
         }
-    }
-
-    fn share(&mut self, range: Range<usize>) -> Bytes {
-        self.shared.get_or_insert_with(|| Bytes::copy_from_slice(self.block)).slice(range)
     }
 }

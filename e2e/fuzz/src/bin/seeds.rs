@@ -25,6 +25,13 @@ fn main() -> std::io::Result<()> {
         });
         write(&root.join("corpus").join(target), seeds)?;
     }
+    // SETTINGS, then a POST with a few bytes and trailers, or its answer; to a server, to a client, and to ends that write nothing.
+    let settings = b"\0\0\0\x04\0\0\0\0\0";
+    let request = b"\0\0\x03\x01\x04\0\0\0\x01\x83\x86\x84\0\0\x03\0\0\0\0\0\x01abc\0\0\x05\x01\x05\0\0\0\x01\0\x01x\x01y";
+    let answer = b"\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x03\0\x01\0\0\0\x01abc";
+    let frames = [[&settings[..], request].concat(), [&settings[..], answer].concat()];
+    let links = (0..4u8).map(|role| [&[role, 200, 1][..], &frames[usize::from(role & 1 == 0)]].concat());
+    write(&root.join("corpus/link"), links)?;
     let mut spellings = String::new();
     for file in fs::read_dir(root.join("../../crates/model/tests/data/ssrf"))? {
         let path = file?.path();
