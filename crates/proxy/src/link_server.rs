@@ -6,7 +6,6 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -28,7 +27,7 @@ use crate::idle::IdleTimer;
 use crate::inbound::{self, Delivery};
 use crate::link::{PROTOCOL, SOURCE, TARGET, UPGRADED, pack_error};
 use crate::link_conn::{LINK, watch};
-use crate::metrics::{CLIENTS_REFUSED, Direction, OpenGauge, failed_without_service, limit_reached};
+use crate::metrics::{CLIENTS_REFUSED, Direction, LIMIT_REACHED, OpenGauge, failed_without_service, limit_reached};
 use crate::tunnel::{TUNNEL_IDLE, TunnelEndedBy, splice};
 use crate::worker::{Admitted, Worker};
 
@@ -85,8 +84,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
                 draining = true;
                 connection.leave();
             }
-            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                return Poll::Ready(accepted);
+            let accepted = connection.poll_accept(cx);
+            let refused = connection.take_refused();
+            if refused > 0 {
+                counter!(LIMIT_REACHED, "limit" => "link_streams").increment(refused);
+            }
+            if accepted.is_ready() {
+                return accepted;
             }
             alive.as_mut().poll(cx).map(|()| None)
         })

@@ -107,7 +107,7 @@ pub const METRICS: &[MetricDoc] = &[
         name: LIMIT_REACHED,
         kind: "counter",
         labels: &["limit"],
-        help: "Times that a limit was met: 'connections', 'client_connections' (of one address), 'link_connections', 'handshakes' (of TLS at a time), 'handshakes_of_address', 'handshakes_of_strangers' (connections to the link port from no node's address), 'unknown_clients', 'buffered_bytes' (stalled streams given up), 'h2_streams', 'header_timeout', 'client_idle', 'stream_idle', 'tunnel_idle', 'egress_lookups' (one had to wait), 'egress_names' (all forgotten), 'drain_deadline', 'claim_nodes' (claims of more nodes than are watched), 'claim_waits' (of one node, to be checked).",
+        help: "Times that a limit was met: 'connections', 'client_connections' (of one address), 'link_connections', 'handshakes' (of TLS at a time), 'handshakes_of_address', 'handshakes_of_strangers' (connections to the link port from no node's address), 'unknown_clients', 'buffered_bytes' (stalled streams given up), 'h2_streams', 'link_streams' (refused to a peer), 'header_timeout', 'client_idle', 'stream_idle', 'tunnel_idle', 'egress_lookups' (one had to wait), 'egress_names' (all forgotten), 'drain_deadline', 'claim_nodes' (claims of more nodes than are watched), 'claim_waits' (of one node, to be checked).",
     },
 ];
 

@@ -1,7 +1,7 @@
 //! A server that answers whatever it is asked, for tools that judge an HTTP/2 server from outside:
 //!
 //! ```sh
-//! go install github.com/summerwind/h2spec/cmd/h2spec@v2.6.0
+//! go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1
 //! cargo run --release -p posthouse-wire --example serve -- 127.0.0.1:8080 &
 //! h2spec -h 127.0.0.1 -p 8080 --strict
 //! ```

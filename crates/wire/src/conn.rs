@@ -103,6 +103,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         self.core.borrow_mut().close();
     }
 
+    /// Streams of the other end that were refused since the last call: more than may be open, or it takes no answers.
+    pub fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.core.borrow_mut().refused)
+    }
+
     fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         // Our SETTINGS go first: a client under TLS 1.3 learns only from what we send that its certificate was taken.
         if let Poll::Ready(Err(error)) = self.core.borrow_mut().out.poll_flush(&mut self.io, cx) {

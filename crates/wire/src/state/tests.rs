@@ -8,8 +8,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 
+use super::late::MAX_GIVEN_UP;
 use super::*;
 use crate::frame::Head;
+use crate::head::Ask;
 
 const CONFIG: Config = Config {
     stream_window: 3_000,
