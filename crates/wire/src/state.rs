@@ -239,7 +239,7 @@ impl Core {
         let mut room = OUTPUT.saturating_sub(self.out.len());
         while room > 0 && self.send_window > 0 {
             let Some(key) = self.waiting.pop_front() else { return };
-            // A stream that is gone is not in the list: see `remove`.
+            // A stream that is gone is not in the list: see `drop_one`.
             if let Some(stream) = self.streams.get_mut(key) {
                 stream.queued = false;
                 stream.granted = true;

@@ -384,6 +384,13 @@ impl Core {
         self.closed(key);
     }
 
+    /// Throws away what came of a message that will not be whole. One that came whole stays readable: cut, it would look whole.
+    pub(super) fn discard_unfinished(&mut self, key: usize) {
+        if self.streams.get(key).is_some_and(|stream| !stream.receive_ended()) {
+            self.discard(key);
+        }
+    }
+
     /// Throws away what nobody will read any more.
     pub(super) fn discard(&mut self, key: usize) {
         if let Some(stream) = self.streams.get_mut(key) {
@@ -401,7 +408,7 @@ impl Core {
         let id = stream.id;
         self.out.put(|out| frame::put_reset(out, id, reason));
         self.end_with(key, Error::GivenUp(why));
-        self.discard(key);
+        self.discard_unfinished(key);
         self.replies.add(&self.out)
     }
 

@@ -230,7 +230,7 @@ impl Core {
         self.out.put(|out| frame::put_reset(out, id, reason));
         self.schedule();
         self.end_with(key, Error::GivenUp("by us"));
-        self.discard(key);
+        self.discard_unfinished(key);
     }
 
     pub(crate) fn poll_interim(&mut self, key: usize) -> Option<ResponseHead> {
@@ -358,7 +358,7 @@ impl Core {
         self.closed(key);
         if let Some(stream) = self.streams.try_remove(key) {
             self.by_id.remove(&stream.id);
-            if matches!(stream.error, Some(Error::GivenUp(_))) && !stream.receive_ended() {
+            if matches!(stream.error, Some(Error::GivenUp(_) | Error::GoneAway)) && !stream.receive_ended() {
                 self.given_up.add(stream.id);
             }
             if stream.queued {

@@ -361,6 +361,31 @@ fn what_comes_late_for_a_stream_that_we_gave_up_is_no_fault() {
     assert!(core.given_up.order.len() <= MAX_GIVEN_UP && core.given_up.known.len() <= MAX_GIVEN_UP);
 }
 
+/// A fault behind the end must not cut what came before it: cut, it would look whole.
+#[test]
+fn a_message_that_came_whole_stays_whole_whatever_follows() {
+    let cx = Context::from_waker(Waker::noop());
+    let answer = [frame(frame::HEADERS, HEAD, 1, OK_200), frame(frame::DATA, END, 1, b"the whole answer")].concat();
+    let faults = [
+        frame(frame::DATA, 0, 1, b"x"),
+        frame(frame::WINDOW_UPDATE, 0, 1, &[0; 4]),
+        [frame(frame::RST_STREAM, 0, 1, &[0; 4]), frame(frame::DATA, 0, 1, b"x")].concat(),
+    ];
+    for request_ended in [false, true] {
+        for fault in &faults {
+            let (mut core, key) = client(&Method::POST);
+            if request_ended {
+                core.end(key).unwrap();
+            }
+            feed(&mut core, &[&answer[..], fault].concat());
+            assert_eq!(core.poll_head(key, &cx).map(|head| head.unwrap().status), Poll::Ready(StatusCode::OK));
+            let data = core.poll_data(key, &cx).map(|data| data.unwrap().unwrap());
+            assert_eq!(data, Poll::Ready(Bytes::from_static(b"the whole answer")));
+            assert!(core.poll_data(key, &cx) == Poll::Ready(None) && core.failed.is_none());
+        }
+    }
+}
+
 #[test]
 fn a_stream_that_was_reset_frees_its_place_although_its_task_is_still_there() {
     let mut core = server();
