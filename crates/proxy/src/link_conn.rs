@@ -54,17 +54,14 @@ pub(crate) const LINK: Config = Config {
 /// An open link.
 pub(crate) struct LinkConn {
     opener: Opener,
-    streams: Use,
     counters: Arc<LinkCounters>,
     state: Rc<State>,
 }
 
-#[derive(Default)]
 struct State {
+    streams: Use,
     /// The other end is silent: see [`SUSPECT`].
     suspect: Cell<bool>,
-    /// Open streams, for the watch.
-    active: Cell<bool>,
     /// Nobody needs the link any more.
     unused: Notify,
 }
@@ -83,7 +80,7 @@ impl LinkConn {
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let (opener, mut connection) = wire::connect(io, LINK);
-        let state = Rc::new(State::default());
+        let state = Rc::new(State { streams: Use::new(), suspect: Cell::new(false), unused: Notify::new() });
         let task_state = Rc::clone(&state);
         let (pinger, heard, waker) = (connection.pinger(), connection.heard(), opener.clone());
         tokio::task::spawn_local(async move {
@@ -92,7 +89,7 @@ impl LinkConn {
             let mut dead = pin!(watch(
                 pinger,
                 heard,
-                || state.active.get(),
+                || state.streams.active() > 0,
                 |is| {
                     if !state.suspect.replace(is) && is {
                         // Those that may go elsewhere look at once.
@@ -117,16 +114,15 @@ impl LinkConn {
             drop(connection);
             drop(guard);
         });
-        Rc::new(Self { opener, streams: Use::new(), counters, state })
+        Rc::new(Self { opener, counters, state })
     }
 
     pub(crate) fn idle_for(&self) -> Duration {
-        self.streams.idle_for()
+        self.state.streams.idle_for()
     }
 
     fn lease(self: &Rc<Self>) -> StreamLease {
-        self.streams.begun();
-        self.state.active.set(true);
+        self.state.streams.begun();
         self.counters.stream_opened();
         StreamLease::Link(Rc::clone(self))
     }
@@ -205,12 +201,11 @@ impl Pooled for LinkConn {
     }
 
     fn active(&self) -> usize {
-        self.streams.active()
+        self.state.streams.active()
     }
 
     fn ended(&self) {
-        self.streams.ended();
-        self.state.active.set(self.active() > 0);
+        self.state.streams.ended();
         self.counters.stream_closed();
     }
 }

@@ -79,12 +79,6 @@ enum Leaving {
     After(u32),
 }
 
-enum Asked {
-    Nothing,
-    Waiting,
-    Answered,
-}
-
 /// A stream that the other end opened.
 pub(crate) struct Opened {
     pub(crate) key: usize,
@@ -119,7 +113,8 @@ pub(crate) struct Core {
     peer_leaves: bool,
     /// The highest stream that it still handles, as far as it said.
     peer_last: u32,
-    ping: Asked,
+    /// A PING of a caller is not answered yet.
+    pinged: bool,
     ping_waker: Option<Waker>,
     failed: Option<Error>,
     replies: Replies,
@@ -184,7 +179,7 @@ impl Core {
             leaving: Leaving::No,
             peer_leaves: false,
             peer_last: frame::MAX_31,
-            ping: Asked::Nothing,
+            pinged: false,
             ping_waker: None,
             failed: None,
             replies: Replies::default(),
@@ -304,18 +299,17 @@ impl Core {
     }
 
     pub(crate) fn ask_alive(&mut self) {
-        if !matches!(self.ping, Asked::Waiting) {
+        if !std::mem::replace(&mut self.pinged, true) {
             self.out.put(|out| frame::put_ping(out, false, ALIVE_PING));
             self.schedule();
         }
-        self.ping = Asked::Waiting;
     }
 
     pub(crate) fn poll_alive(&mut self, cx: &Context<'_>) -> Poll<Result<(), Error>> {
         if let Some(error) = &self.failed {
             return Poll::Ready(Err(error.clone()));
         }
-        if matches!(self.ping, Asked::Waiting) {
+        if self.pinged {
             keep_waker(&mut self.ping_waker, cx);
             return Poll::Pending;
         }

@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode};
 
 use super::stream::{Receiving, Stream};
-use super::{ALIVE_PING, Asked, Block, CLOGGED, Core, Fatal, Leaving, Opened, Role, SHUTDOWN_PING};
+use super::{ALIVE_PING, Block, CLOGGED, Core, Fatal, Leaving, Opened, Role, SHUTDOWN_PING};
 use crate::error::{Error, Reason};
 use crate::frame::{self, Head};
 use crate::head::{Building, ResponseHead};
@@ -485,11 +485,11 @@ impl Core {
             self.out.put(|out| frame::put_ping(out, true, payload));
             return self.replies.add(&self.out);
         }
-        if payload == ALIVE_PING && matches!(self.ping, Asked::Waiting) {
-            self.ping = Asked::Answered;
-            if let Some(waker) = self.ping_waker.take() {
-                waker.wake();
-            }
+        if payload == ALIVE_PING
+            && std::mem::take(&mut self.pinged)
+            && let Some(waker) = self.ping_waker.take()
+        {
+            waker.wake();
         }
         if payload == SHUTDOWN_PING && self.leaving == Leaving::Told {
             let last = self.last_id;
