@@ -33,7 +33,7 @@ pub struct Config {
     pub connection_window: u32,
     /// The largest frame that we take.
     pub max_frame: u32,
-    /// Streams that the other end may have open.
+    /// Streams that the other end may have open. Until its SETTINGS come, it is taken to allow us as many.
     pub max_streams: u32,
     /// Octets of a message's fields (RFC 9113 §6.5.2).
     pub max_header_list: u32,
@@ -48,8 +48,6 @@ const OUTPUT: usize = 128 * 1024;
 /// Bytes that may wait for the socket at all. Beyond it no stream is opened or taken: an end that writes and never reads would have us
 /// keep the answers to all that it asks. 4 MiB: a KiB of head for each of the streams that a link may have open.
 const CLOGGED: usize = 4 << 20;
-/// Streams that we open before the other end's SETTINGS are known. Source: what RFC 9113 §6.5.2 recommends as the least limit.
-const FIRST_STREAMS: u32 = 100;
 
 /// The PING of a shutdown in good order and of a caller's question.
 const SHUTDOWN_PING: [u8; 8] = *b"goodbye\0";
@@ -167,7 +165,9 @@ impl Core {
             last_id: 0,
             open: 0,
             greeted: false,
-            peer_max_streams: FIRST_STREAMS,
+            // Both ends of a link are alike. A lower guess made a burst of requests open a second link until the SETTINGS came; one
+            // that is too high costs a REFUSED_STREAM, after which the request goes again.
+            peer_max_streams: config.max_streams,
             peer_window: frame::DEFAULT_WINDOW,
             peer_max_frame: frame::DEFAULT_MAX_FRAME,
             send_window: i64::from(frame::DEFAULT_WINDOW),

@@ -14,9 +14,10 @@ use crate::error::{Error, ErrorKind, Retry, Side};
 
 /// Tries of a request whose failures were all such that nothing had reached a pod.
 const MAX_SAFE_TRIES: usize = 3;
-/// Tries while pods refuse the connection, which costs no time: when a Service shrinks from 12 pods to 3 that end without
-/// care, nine of them refuse before the API says so. Further ones are passed over by then (`EndpointStats::refused`).
-const MAX_REFUSED_TRIES: usize = 10;
+/// Tries while pods refuse the connection or their nodes know nothing of them any more, which costs no time: when a Service
+/// shrinks from 12 pods to 3, nine of them are gone before this node hears of it. Further ones are passed over by then
+/// (`EndpointStats::refused`).
+const MAX_GONE_TRIES: usize = 10;
 /// Further tries of an idempotent request after a failure in the middle. Two, as many as where nothing reached a pod: with one, a GET failed
 /// where two pods in a row ended without care under it (design default: one; GEP-1731 has none).
 const MAX_IDEMPOTENT_RETRIES: usize = 2;
@@ -45,12 +46,15 @@ impl Retries {
         found: &Found,
     ) -> Result<Backoff, Error> {
         let now = now_nanos();
-        if matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout) {
+        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
+        // On the receiver's word (or on ours, as the receiver) that it has no such endpoint.
+        let unknown = error.kind == ErrorKind::DestinationUnavailable && error.side == Side::Upstream;
+        if refused || unknown {
             endpoint.stats.refused(now);
         }
         let allowed = replayable
             && match error.retry {
-                Retry::Safe if error.kind == ErrorKind::ConnectionRefused => self.safe + 1 < MAX_REFUSED_TRIES,
+                Retry::Safe if unknown || error.kind == ErrorKind::ConnectionRefused => self.safe + 1 < MAX_GONE_TRIES,
                 Retry::Safe => self.safe + 1 < MAX_SAFE_TRIES,
                 Retry::IfIdempotent => idempotent && self.idempotent < MAX_IDEMPOTENT_RETRIES,
                 Retry::Never => false,
@@ -59,7 +63,6 @@ impl Retries {
             return Err(error);
         }
         // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
-        let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
         let again = is_alone(found) && !refused && error.retry == Retry::Safe;
         if !again {
             self.tried.add(endpoint, error.side == Side::Link);

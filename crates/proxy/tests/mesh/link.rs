@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request};
 use posthouse_model::AppProtocol;
 use tokio::net::TcpListener;
 
-use crate::harness::{A, B, End, H2, Mesh, Pod, Reply, Svc, Wire, within};
+use crate::harness::{A, B, End, H2, Mesh, Pod, Reply, Svc, Wire, pod_ip, within};
 
 const NODE_A: [u8; 4] = [127, 0, 61, 1];
 
@@ -227,6 +227,25 @@ async fn a_pod_that_only_the_sender_still_knows_costs_no_request() {
         assert_eq!(answer.text(), "new", "{answer:?}");
     }
     assert_eq!(old.accepted(), 0);
+}
+
+/// A Service that shrinks at once, and the sender is the last to hear of it: as many tries as when the pods refuse themselves.
+#[tokio::test]
+async fn nine_of_ten_pods_may_be_gone_before_the_sender_knows() {
+    let alive = Pod::named(B, 10, "ok").await;
+    let gone = (11..20).map(|last| End::at(B, SocketAddr::new(pod_ip(B, last), 8080)));
+    let all = gone.fold(Svc::new("web").end(&alive), Svc::end);
+    for _ in 0..10 {
+        // Anew each time, since those that are unknown there are passed over for a while.
+        let mesh = Mesh::start();
+        mesh.web(&[&alive]);
+        let new = mesh.b.directory.load_full();
+        mesh.put(&all);
+        mesh.b.directory.publish((*new).clone());
+        let post = "POST / HTTP/1.1\r\nHost: web.demo\r\nContent-Length: 5\r\n\r\nhello";
+        let answer = Wire::connect(mesh.a.outbound).await.ask(post).await;
+        assert_eq!(answer.text(), "ok", "{answer:?}");
+    }
 }
 
 /// What the far end says of a failure is for the near end; a client sees only what is meant for it.

@@ -413,6 +413,16 @@ fn requests_that_the_other_end_does_not_take_are_bounded() {
 }
 
 #[test]
+fn until_the_other_end_speaks_it_is_taken_to_allow_what_we_allow() {
+    for (settings, then) in [(vec![], u32::MAX), (vec![0, 3, 0, 0, 0, 5], 5)] {
+        let mut core = Core::new(Role::Client, CONFIG);
+        assert_eq!(core.limit(), CONFIG.max_streams as usize);
+        feed(&mut core, &frame(frame::SETTINGS, 0, 0, &settings));
+        assert_eq!(core.limit(), then as usize);
+    }
+}
+
+#[test]
 fn a_connection_whose_numbers_are_used_up_is_closed_for_new_streams() {
     let (mut core, key) = client(&Method::GET);
     core.next_id = frame::MAX_31;

@@ -223,12 +223,30 @@ impl Frames {
     }
 
     /// The server's side: reads the preface and sends `settings`; `None` when the connection ends before.
-    pub(crate) async fn accept(mut wire: Wire, settings: &[(u16, u32)]) -> Option<Self> {
-        let preface = wire.try_exactly(PREFACE.len()).await?;
-        assert_eq!(preface, PREFACE);
-        let mut this = Self { wire };
+    pub(crate) async fn accept(wire: Wire, settings: &[(u16, u32)]) -> Option<Self> {
+        let mut this = Self::greeted(wire).await?;
         this.settings(settings).await;
         Some(this)
+    }
+
+    /// The server's side that says nothing at all before `count` streams are open; and their numbers.
+    pub(crate) async fn accept_late(wire: Wire, count: usize) -> Option<(Self, Vec<u32>)> {
+        let mut this = Self::greeted(wire).await?;
+        let mut streams = Vec::new();
+        while streams.len() < count {
+            let frame = this.read().await?;
+            if frame.is(FrameKind::Headers) {
+                streams.push(frame.stream);
+            }
+        }
+        this.settings(&[]).await;
+        Some((this, streams))
+    }
+
+    async fn greeted(mut wire: Wire) -> Option<Self> {
+        let preface = wire.try_exactly(PREFACE.len()).await?;
+        assert_eq!(preface, PREFACE);
+        Some(Self { wire })
     }
 
     pub(crate) async fn settings(&mut self, settings: &[(u16, u32)]) {

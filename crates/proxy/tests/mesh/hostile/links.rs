@@ -196,6 +196,40 @@ async fn small_frames_for_clients_that_do_not_read_do_not_end_the_link() {
     far.await.unwrap();
 }
 
+/// The first burst to a node comes before its SETTINGS do: it waits for no second handshake.
+#[tokio::test]
+async fn two_hundred_requests_go_over_a_link_whose_other_end_has_not_spoken() {
+    const AT_ONCE: usize = 200;
+    let pod = Pod::named(B, 10, "never asked").await;
+    let listener = TcpListener::bind("127.0.62.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mesh = Mesh::start();
+    mesh.web(&[&pod]);
+    mesh.update(|_, directory| directory.set_peers([Peer { node: B.into(), address, ready: true }]));
+    let far = tokio::spawn(async move {
+        let wire = Wire::new(listener.accept().await.unwrap().0);
+        let (mut link, streams) = Frames::accept_late(wire, AT_ONCE).await.unwrap();
+        for stream in streams {
+            link.headers(stream, &[(b":status", b"204")], true).await;
+        }
+        while link.next().await.is_some() {}
+    });
+    let mut clients = Vec::new();
+    for _ in 0..AT_ONCE {
+        clients.push(Wire::connect(mesh.a.outbound).await);
+    }
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: web.demo\r\n\r\n").await;
+    }
+    for client in &mut clients {
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 204, "{answer:?}");
+    }
+    one_link(&mesh);
+    drop((clients, mesh));
+    far.await.unwrap();
+}
+
 /// h2's cap of twenty resets is against one abusive client; on a link the streams are those of all clients.
 #[tokio::test]
 async fn two_hundred_streams_that_are_cancelled_at_once_do_not_end_the_link() {
