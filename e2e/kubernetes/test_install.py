@@ -96,7 +96,7 @@ def test_check_says_that_all_is_in_order(mesh, report):
     answer = json.loads(mesh.posthouse("check", "--output", "json", "--url", "http://echo.shop/").stdout)
     assert answer["verdict"] == "ok", answer
     looked_at = {check["id"] for check in answer["checks"]}
-    assert looked_at == {"api", "clock", "namespace", "permissions", "daemonset", "ports", "version", "node", "links", "probe"}
+    assert looked_at == {"api", "clock", "namespace", "permissions", "daemonset", "ports", "version", "node", "certificate", "links", "probe"}
     report(said.splitlines()[-1])
 
 

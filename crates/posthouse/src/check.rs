@@ -34,13 +34,14 @@ pub(crate) enum Id {
     Ports,
     Version,
     Node,
+    Certificate,
     Links,
     Probe,
 }
 
 impl Id {
     /// All of them, with what `--help` and the reference page say.
-    pub(crate) const ALL: [(Self, &str); 10] = [
+    pub(crate) const ALL: [(Self, &str); 11] = [
         (Self::Api, "the API server answers, and is Kubernetes 1.21 or newer (EndpointSlices)"),
         (
             Self::Clock,
@@ -69,6 +70,10 @@ impl Id {
             "each proxy is ready, watches the API without errors and heard of it within 120 s, skips no object; its Node has addresses and podCIDRs",
         ),
         (
+            Self::Certificate,
+            "each proxy links with TLS and takes no plain links; its certificate is valid, and no attempt to renew it fails or is overdue",
+        ),
+        (
             Self::Links,
             "each proxy knows the proxies of all other nodes, and reached them when it last tried; a link that no request has needed yet \
              is skipped: --url tries them",
@@ -86,6 +91,7 @@ impl Id {
             Self::Ports => "ports",
             Self::Version => "version",
             Self::Node => "node",
+            Self::Certificate => "certificate",
             Self::Links => "links",
             Self::Probe => "probe",
         }
@@ -286,6 +292,7 @@ async fn live(
     report.add(nodes::clocks(&answers, server_ahead));
     report.add(nodes::versions(&answers, workload::rolling_out(daemonset)));
     report.add(nodes::states(&answers, nodes, &cluster.namespace));
+    report.add(nodes::certificates(&answers));
     report.add(nodes::links(&answers, &ready));
     report.add(nodes::probes(&answers, args.url.as_ref()));
     report.nodes(nodes::summary(&answers));

@@ -36,8 +36,6 @@ struct State {
     warmed: [bool; KINDS],
     /// Of which kinds the last list was empty although objects were known, and was not believed.
     doubted: [bool; KINDS],
-    /// Which kinds the API said not to have when it was asked last.
-    missing: [bool; KINDS],
     /// The namespaces whose Secrets or ConfigMaps were not asked for yet: a Service that shows a certificate must have it
     /// before there are requests.
     unasked: HashSet<(Kind, Arc<str>)>,
@@ -166,18 +164,20 @@ impl Taker for OfKind {
     }
 
     fn failed(&self, failure: &Failure) {
-        if let Failure::Absent(_) = failure {
-            // That is an answer, too.
-            match self.feed.absent(self.kind) {
-                true => self.board.absent(self.kind),
-                false => self.board.heard(self.kind),
-            }
-            return;
-        }
         self.board.failed(self.kind, failure.text());
         if matches!(failure, Failure::Unreachable(_)) {
-            self.feed.lock().missing[self.kind.index()] = false;
             self.feed.unreachable.notify_one();
+        }
+    }
+
+    /// That is an answer, too. It is believed when it was said twice in a row, and not before: a server that is starting says
+    /// so, and to forget a policy is to allow what it denies.
+    fn absent(&self, _: &Failure, again: bool) {
+        if again {
+            self.feed.absent(self.kind);
+            self.board.absent(self.kind);
+        } else {
+            self.board.heard(self.kind);
         }
     }
 
@@ -194,8 +194,8 @@ impl Feed {
             .iter()
             .flat_map(|of| [Kind::Secret, Kind::ConfigMap].map(|kind| (kind, Arc::clone(of))))
             .collect();
-        let [listed, warmed, doubted, missing] = [[false; KINDS]; 4];
-        let state = State { writer, listed, warmed, doubted, missing, unasked };
+        let [listed, warmed, doubted] = [[false; KINDS]; 3];
+        let state = State { writer, listed, warmed, doubted, unasked };
         Self { state: Mutex::new(state), unreachable: Notify::new() }
     }
 
@@ -243,18 +243,13 @@ impl Feed {
         }
         state.writer.board.mended(SOURCE, kind.as_str());
         state.doubted[kind.index()] = false;
-        state.missing[kind.index()] = false;
         state.listed(kind);
         Ok(())
     }
 
-    /// The API does not have this kind. What is known of it stays: a server that is starting says so, too, and to forget a
-    /// policy is to allow what it denies. For the same reason it is believed when it was said twice in a row, and not before.
-    pub(crate) fn absent(&self, kind: Kind) -> bool {
+    /// The API does not have this kind. What is known of it stays.
+    fn absent(&self, kind: Kind) {
         let mut state = self.lock();
-        if !std::mem::replace(&mut state.missing[kind.index()], true) {
-            return false;
-        }
         let known = state.writer.view.len(kind);
         if known > 0 {
             let error = format!(
@@ -263,7 +258,6 @@ impl Feed {
             state.writer.board.problem(SOURCE, kind.as_str(), &error);
         }
         state.listed(kind);
-        true
     }
 
     /// The same of a list of one namespace's Secrets or ConfigMaps. All of them may be deleted, so an empty list is believed:

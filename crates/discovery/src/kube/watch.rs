@@ -26,6 +26,11 @@ pub(crate) trait Taker: Send + Sync + 'static {
     fn heard(&self);
     /// An attempt failed; the next one comes after a back-off.
     fn failed(&self, failure: &Failure);
+    /// The API does not have the kind. `again`: it said so when it was asked before, too, and was not away in between.
+    fn absent(&self, failure: &Failure, again: bool) {
+        let _ = again;
+        self.failed(failure);
+    }
     /// How many nodes are asking the server with us; by this the haste of each is measured (`SHARE`).
     fn crowd(&self) -> usize;
 }
@@ -165,21 +170,22 @@ impl<T: Taker> Watch<T> {
     }
 
     async fn failed(&mut self, failure: &Failure) {
-        self.taker.failed(failure);
         let nodes = self.taker.crowd();
+        if let Failure::Absent(_) = failure {
+            // Once may be a server that starts, so that is asked again soon.
+            let again = std::mem::replace(&mut self.absent, true);
+            self.taker.absent(failure, again);
+            self.backoff.reset();
+            return sleep(jittered(if again { self.timing.absent } else { self.timing.absent_again })).await;
+        }
+        self.taker.failed(failure);
         let wait = match failure {
             Failure::Unreachable(_) => {
                 // What it says when it is back is said for the first time.
                 self.absent = false;
                 self.backoff.unreachable(nodes)
             }
-            Failure::Absent(_) => {
-                self.backoff.reset();
-                // Once may be a server that starts, so that is asked again soon.
-                let repeated = std::mem::replace(&mut self.absent, true);
-                jittered(if repeated { self.timing.absent } else { self.timing.absent_again })
-            }
-            Failure::Gone(_) | Failure::Other(_) => self.backoff.next(nodes),
+            Failure::Gone(_) | Failure::Absent(_) | Failure::Other(_) => self.backoff.next(nodes),
         };
         sleep(wait).await;
     }

@@ -13,13 +13,15 @@ use super::api::judge_clock;
 use super::report::NodeSummary;
 use super::workload::node_name;
 use super::{Finding, Id};
-use answers::{NodeConfig, Peers, proxy_status, short};
+use answers::{Certificate, Identity, NodeConfig, Peers, Rejected, proxy_status, short};
 use ask::{Admin, NodeAnswers, Probe};
 
 pub(super) use ask::ask;
 
 /// Two bookmarks missed, as in discovery, which then begins the watch anew.
 const STALE: Duration = Duration::from_secs(120);
+/// The part of a certificate's life in which a new one should be there: ours renew at the half, cert-manager's when a third is left.
+const OVERDUE: i64 = 4;
 
 /// The nodes that could not be asked.
 pub(super) fn unreachable(answers: &[NodeAnswers]) -> Vec<Finding> {
@@ -192,6 +194,79 @@ pub(super) fn objects(nodes: &[Node]) -> Vec<Finding> {
         finding.on(node_name(node))
     };
     nodes.iter().map(finding).collect()
+}
+
+/// Has each a certificate that will last?
+pub(super) fn certificates(answers: &[NodeAnswers]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (answer, admin) in admins(answers) {
+        let found = match &admin.identity {
+            Ok(Some(identity)) => certificate(identity),
+            Ok(None) => vec![Finding::skipped(Id::Certificate, "its version does not tell")],
+            Err(trouble) => {
+                vec![Finding::fail(Id::Certificate, format!("its certificate cannot be looked at: {trouble}"))]
+            }
+        };
+        findings.extend(found.into_iter().map(|finding| finding.on(&answer.node)));
+    }
+    findings
+}
+
+fn certificate(identity: &Identity) -> Vec<Finding> {
+    if identity.tls == "off" {
+        return vec![
+            Finding::warn(
+                Id::Certificate,
+                "it has none: its links are in the clear, and a peer is who its address says",
+            )
+            .hint("tls=node in the chart's values; tlsPermissive=true while the nodes go over to it"),
+        ];
+    }
+    let why = |otherwise: &str| match &identity.last_error {
+        Some(Rejected { source, error }) => format!("{source}: {error}"),
+        None => otherwise.to_owned(),
+    };
+    let mut findings = Vec::new();
+    match &identity.certificate {
+        None => findings.push(
+            Finding::fail(Id::Certificate, format!("its proxy has none: {}", why("it waits for its first"))).hint(
+                "does 'posthouse controller' run and sign? kubectl get csr shows what was asked and why it was denied",
+            ),
+        ),
+        Some(certificate) => findings.extend(life(certificate, identity.last_error.is_some(), &why)),
+    }
+    if identity.permissive {
+        findings.push(
+            Finding::warn(Id::Certificate, "its proxy also takes links without TLS (tlsPermissive)")
+                .hint("tlsPermissive=false, when posthouse_link_plain_connections_total grows on no node"),
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(Id::Certificate, "valid, and renewed in time"));
+    }
+    findings
+}
+
+fn life(certificate: &Certificate, failing: bool, why: &dyn Fn(&str) -> String) -> Option<Finding> {
+    let whole = certificate.not_after.0.as_second() - certificate.not_before.0.as_second();
+    let left = i64::try_from(certificate.expires_in_seconds).unwrap_or(i64::MAX);
+    let hint = "the proxy's log, and that of 'posthouse controller', say what stands in the way; where the certificate comes from files, \
+                look at what writes them";
+    let for_ = match left {
+        0..60 => format!("{left} s"),
+        60..7200 => format!("{} min", left / 60),
+        _ => format!("{} h", left / 3600),
+    };
+    let finding = if left == 0 {
+        Finding::fail(Id::Certificate, format!("it has ended: {}", why("none came in its place")))
+    } else if failing {
+        Finding::warn(Id::Certificate, format!("it lasts for {for_} more, and cannot be renewed: {}", why("")))
+    } else if left < whole / OVERDUE {
+        Finding::warn(Id::Certificate, format!("it lasts for {for_} more, and its renewal is overdue"))
+    } else {
+        return None;
+    };
+    Some(finding.hint(hint))
 }
 
 /// Does each know the others, and reach them? `ready`: the nodes with a ready proxy.

@@ -100,6 +100,11 @@ impl State {
                 }
                 json!({"peers": peers})
             }
+            "/identity" => json!({
+                "tls": "node", "permissive": false, "last_error": null, "certificate": {
+                    "not_before": "2026-01-01T00:00:00Z", "not_after": "2026-01-02T00:00:00Z", "expires_in_seconds": 50_000,
+                },
+            }),
             _ => return with(StatusCode::NOT_FOUND),
         };
         Response::new(object.to_string().into())

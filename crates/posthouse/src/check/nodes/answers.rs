@@ -1,6 +1,7 @@
 //! As much of a proxy's answers as the checks read. Every field may be missing: the proxy may be of another version.
 
 use http::HeaderMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 
 /// `/config`.
@@ -48,6 +49,31 @@ pub(super) struct Watch {
 pub(super) struct Problem {
     pub(super) source: String,
     pub(super) object: String,
+    pub(super) error: String,
+}
+
+/// `/identity`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Identity {
+    pub(super) tls: String,
+    pub(super) permissive: bool,
+    pub(super) certificate: Option<Certificate>,
+    pub(super) last_error: Option<Rejected>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Certificate {
+    pub(super) not_before: Time,
+    pub(super) not_after: Time,
+    pub(super) expires_in_seconds: u64,
+}
+
+/// What stands in the way of a newer certificate.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Rejected {
+    pub(super) source: String,
     pub(super) error: String,
 }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::super::api::{Cluster, Trouble, ahead};
 use super::super::forward::{Answer, Forwarded};
 use super::super::workload::Ports;
-use super::answers::{NodeConfig, Peers, proxy_status};
+use super::answers::{Identity, NodeConfig, Peers, proxy_status};
 
 /// Nodes asked at the same time: each is a connection of the API server to a kubelet.
 const AT_ONCE: usize = 8;
@@ -43,6 +43,8 @@ pub(super) struct Admin {
     pub(super) config: NodeConfig,
     /// Seconds by which the node's clock is ahead of this machine's.
     pub(super) ahead: Option<f64>,
+    /// `Ok(None)`: its version has none.
+    pub(super) identity: Result<Option<Identity>, Trouble>,
     /// As they are after all requests. `None`: not asked.
     pub(super) peers: Option<Result<Peers, Trouble>>,
 }
@@ -184,7 +186,13 @@ impl Tally {
 async fn ask_state(admin: &mut Caller<'_>) -> Result<Admin, Trouble> {
     let answer = admin.get(&Uri::from_static("/config")).await?;
     let ahead = ahead(&answer.headers, answer.asked);
-    Ok(Admin { config: parse(&answer, admin.port)?, ahead, peers: None })
+    let config = parse(&answer, admin.port)?;
+    let identity = match admin.get(&Uri::from_static("/identity")).await {
+        Ok(answer) if answer.status == StatusCode::NOT_FOUND => Ok(None),
+        Ok(answer) => parse(&answer, admin.port).map(Some),
+        Err(trouble) => Err(trouble),
+    };
+    Ok(Admin { config, ahead, identity, peers: None })
 }
 
 async fn ask_peers(admin: &mut Caller<'_>) -> Result<Peers, Trouble> {

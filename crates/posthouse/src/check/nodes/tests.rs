@@ -24,7 +24,7 @@ fn config(node: &str) -> Value {
 }
 
 fn admin(config: Value) -> Admin {
-    Admin { config: serde_json::from_value(config).unwrap(), ahead: Some(0.2), peers: None }
+    Admin { config: serde_json::from_value(config).unwrap(), ahead: Some(0.2), identity: Ok(None), peers: None }
 }
 
 fn answers(node: &str, admin: Result<Admin, Trouble>) -> NodeAnswers {
@@ -137,6 +137,53 @@ fn versions_are_compared_with_each_other_and_with_this_program() {
     assert!(findings.iter().all(|finding| finding.verdict == Verdict::Warn), "{findings:?}");
     assert!(findings[1].message == "99.0.0, and a rollout runs" && findings[2].message.contains("proxies are 99.0.0"));
     assert!(of(&[ours, "99.0.0"], false)[0].message.ends_with("not everywhere the same"));
+}
+
+#[test]
+fn a_certificate_is_judged_by_what_is_left_of_it() {
+    let valid = |left: u64| {
+        json!({"tls": "node", "permissive": false, "last_error": null, "certificate": {
+            "not_before": "2026-01-01T00:00:00Z", "not_after": "2026-01-02T00:00:00Z", "expires_in_seconds": left,
+        }})
+    };
+    let with = |mut identity: Value, key: &str, value: Value| {
+        identity[key] = value;
+        identity
+    };
+    let error = json!({"source": "csr", "error": "denied: no", "since": "2026-01-01T12:00:00Z"});
+    let none = json!({"tls": "node", "certificate": null});
+    let cases: Vec<(Value, Verdict, &str)> = vec![
+        (valid(86_400), Verdict::Ok, "valid, and renewed in time"),
+        (valid(21_600), Verdict::Ok, "valid, and renewed in time"),
+        (valid(21_599), Verdict::Warn, "it lasts for 5 h more, and its renewal is overdue"),
+        (
+            with(valid(50), "last_error", error.clone()),
+            Verdict::Warn,
+            "for 50 s more, and cannot be renewed: csr: denied: no",
+        ),
+        (
+            with(valid(86_000), "last_error", error.clone()),
+            Verdict::Warn,
+            "for 23 h more, and cannot be renewed: csr: denied: no",
+        ),
+        (valid(0), Verdict::Fail, "it has ended: none came in its place"),
+        (with(valid(0), "last_error", error.clone()), Verdict::Fail, "it has ended: csr: denied: no"),
+        (none.clone(), Verdict::Fail, "its proxy has none: it waits for its first"),
+        (with(none, "last_error", error), Verdict::Fail, "its proxy has none: csr: denied: no"),
+        (with(valid(86_400), "permissive", json!(true)), Verdict::Warn, "takes links without TLS"),
+        (json!({"tls": "off"}), Verdict::Warn, "its links are in the clear"),
+    ];
+    for (identity, verdict, word) in cases {
+        let findings = certificate(&serde_json::from_value(identity).unwrap());
+        assert_eq!(findings.len(), 1, "{word}: {findings:#?}");
+        assert_eq!(findings[0].verdict, verdict, "{word}");
+        assert!(findings[0].message.contains(word), "{word}: {}", findings[0].message);
+        assert_eq!(findings[0].hint.is_some(), verdict != Verdict::Ok, "{word}");
+    }
+    let both = certificate(&serde_json::from_value(with(valid(0), "permissive", json!(true))).unwrap());
+    assert_eq!(both.len(), 2, "each is said: {both:#?}");
+    let skipped = certificates(&[answers("a", Ok(admin(config("a"))))]);
+    assert_eq!(skipped, [Finding::skipped(Id::Certificate, "its version does not tell").on("a")]);
 }
 
 #[test]
