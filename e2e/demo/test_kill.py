@@ -8,7 +8,8 @@ from conftest import until
 from wire import Connection
 
 REQUESTS = 200
-DELAY_MS = 5000
+# Long enough for all of them to be under way at once, also on a machine that stands still for a moment.
+DELAY_MS = 10_000
 
 
 def test_two_hundred_requests_survive_the_death_of_a_pod(demo):

@@ -25,8 +25,10 @@ def test_a_pod_of_another_node_is_refused_at_once(mesh, report):
         assert other.get("status") in (None, 403), other
         return other if "status" in other else None
 
-    other = kube.until("it is told why", refused, seconds=20)
-    assert other["took_ms"] < 1000, "known from elsewhere: no wait"
+    # Known from elsewhere, so there is no wait: one that is not known is held for 3 s, each time.
+    other = kube.until(
+        "it is told why within a second", lambda: (other := refused()) and other["took_ms"] < 1000 and other, seconds=20
+    )
     report(f"a pod of {first} at {second}'s port 4140: {other['status']}, after {other['took_ms']:.0f} ms")
 
 
@@ -99,8 +101,11 @@ CASES = [(*address, says) for says in ("nothing", "node", "pod") for address in 
 ]
 
 
-@pytest.mark.parametrize("what, family, address, port, says", CASES, ids=[f"{case[0]}, named: {case[4]}" for case in CASES])
-def test_an_address_in_an_endpointslice(mesh, report, what, family, address, port, says):
+@pytest.mark.parametrize(
+    "number, what, family, address, port, says", [(at, *case) for at, case in enumerate(CASES)],
+    ids=[f"{case[0]}, named: {case[4]}" for case in CASES],
+)
+def test_an_address_in_an_endpointslice(mesh, report, number, what, family, address, port, says):
     """The API itself refuses some; what it lets through, the proxy refuses, whichever node the slice names."""
     first, second = sorted(mesh.proxies())[:2]
     owner = second if address == "NODE-2" else first
@@ -114,12 +119,14 @@ def test_an_address_in_an_endpointslice(mesh, report, what, family, address, por
     if says == "pod":
         pod = kube.get("pod", mesh.proxies()[owner], "-n", mesh.NAMESPACE)["metadata"]
         endpoint["targetRef"] = {"kind": "Pod", "namespace": pod["namespace"], "name": pod["name"], "uid": pod["uid"]}
+    # A name of its own: a proxy may still know the case before.
+    name = f"evil-{number}"
     piece = {
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-        "metadata": {"name": "evil-1", "labels": {"kubernetes.io/service-name": "evil"}},
+        "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
         "ports": [{"name": "http", "port": port}], "endpoints": [endpoint],
     }
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "evil"}, "spec": {"ports": [{"name": "http", "port": 80}]}}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"name": "http", "port": 80}]}}
     kube.apply(json.dumps(service), "shop")
     try:
         written = kube.run(kube.KUBECTL, "apply", "-n", "shop", "-f", "-", stdin=json.dumps(piece), check=False)
@@ -130,10 +137,10 @@ def test_an_address_in_an_endpointslice(mesh, report, what, family, address, por
             pod = mesh.client(node)
             said = kube.until(
                 f"{node} knows the slice and refuses its address",
-                lambda pod=pod: refusal(mesh.ask(pod, "http://evil.shop/", check=False)),
+                lambda pod=pod: refusal(mesh.ask(pod, f"http://{name}.shop/", check=False)),
                 seconds=20,
             )
             assert f"{address}" in said, said
         report(f"{what}: {said[:90]}")
     finally:
-        kube.kubectl("delete", "service/evil", "endpointslice/evil-1", "-n", "shop", "--ignore-not-found")
+        kube.kubectl("delete", f"service/{name}", f"endpointslice/{name}-1", "-n", "shop", "--ignore-not-found")

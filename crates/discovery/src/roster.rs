@@ -18,6 +18,8 @@ use crate::status::Board;
 /// send before our watch shows it, since its node's proxy saw it first. 1 s: watches show changes within some 10 ms, and a
 /// request that is going to be refused may take that long.
 pub(crate) const WAIT: Duration = Duration::from_secs(1);
+/// A timer that fires so late tells of a machine that stood still.
+const LATE: Duration = Duration::from_millis(100);
 /// How many streams may wait for one roster at a time: as many as a peer's worker opens on a link, so that a burst at the first
 /// list (a receiver that has just started) is checked whole. Each holds its stream's few KiB for at most [`WAIT`] twice over.
 pub(crate) const WAITING: usize = 4_096;
@@ -119,7 +121,7 @@ impl Roster {
         is(identity, claim, node).then(|| Arc::clone(identity))
     }
 
-    /// The answer, within twice [`WAIT`].
+    /// The answer, within twice [`WAIT`] unless the machine stands still.
     pub(crate) async fn check(&self, claim: &Claim, node: &str) -> Checked {
         let mut changes = self.changes.subscribe();
         if let Some(identity) = self.verified(claim, node) {
@@ -131,7 +133,17 @@ impl Roster {
         };
         let mut listed = self.state() != State::Unlisted;
         let mut until = Instant::now() + WAIT;
-        while let Ok(Ok(())) = timeout_at(until, changes.changed()).await {
+        let mut is_late = false;
+        loop {
+            match timeout_at(until, changes.changed()).await {
+                Ok(Ok(())) => {}
+                // After a stall of the whole machine every timer is over before the news that came meanwhile are read.
+                Err(_) if !is_late && until.elapsed() >= LATE => {
+                    is_late = true;
+                    until = Instant::now() + WAIT;
+                }
+                Ok(Err(_)) | Err(_) => break,
+            }
             if let Some(identity) = self.verified(claim, node) {
                 return Checked::Verified(identity);
             }

@@ -13,6 +13,9 @@ const DECAY_NANOS: f64 = 10e9;
 const AVOID_FIRST_NANOS: u64 = 500_000_000;
 /// The longest such pass-over; with the doubling it is reached at the sixth refusal in a row.
 const AVOID_MAX_NANOS: u64 = 10_000_000_000;
+/// A connection that nobody answered counts as so many refusals at least, so that the endpoint is passed over for 2 s: with less than the
+/// second that such a try takes, the first ones would be tried again while the last ones are.
+const TIMEOUT_REFUSALS: u32 = 2;
 
 /// Nanoseconds since the first call in this process: a monotonic clock that fits into an atomic.
 #[must_use]
@@ -108,6 +111,12 @@ impl EndpointStats {
         self.avoid_until.store(now.saturating_add(avoid), Ordering::Relaxed);
     }
 
+    /// Nothing answered there in time.
+    pub fn timed_out(&self, now: u64) {
+        self.refusals.fetch_max(TIMEOUT_REFUSALS, Ordering::Relaxed);
+        self.refused(now);
+    }
+
     /// Whether the endpoint refused a connection so recently that others should be preferred.
     #[must_use]
     pub fn avoided(&self, now: u64) -> bool {
@@ -146,5 +155,9 @@ mod tests {
         assert!(!stats.avoided(5));
         stats.refused(10);
         assert!(!stats.avoided(10 + AVOID_FIRST_NANOS), "an answer resets the doubling");
+        stats.timed_out(10);
+        assert!(stats.avoided(1_999_999_999) && !stats.avoided(2_000_000_010), "longer than a try takes");
+        stats.timed_out(10);
+        assert!(stats.avoided(3_999_999_999) && !stats.avoided(4_000_000_010), "doubled");
     }
 }

@@ -46,6 +46,9 @@ pub(crate) struct Found {
     life: Duration,
 }
 
+/// A destination as a newer directory has it, and that.
+pub(crate) type Newer = (Arc<Directory>, Rc<Found>);
+
 /// A remembered destination's counters are looked up anew after this time, so that they stay in use for the exporter.
 pub(crate) const REMEMBER: Duration = Duration::from_secs(60);
 
@@ -92,6 +95,19 @@ impl Client {
             return Ok(Rc::clone(last));
         }
         Box::pin(self.look_up(directory, authority, default_port, now)).await
+    }
+
+    /// The same destination as it is known by now, when the directory has changed since: what a try has shown to be over is
+    /// often known by then.
+    pub(crate) async fn find_again(&self, found: &Found) -> Option<Newer> {
+        let directory = self.worker.proxy.directory.load_full();
+        let key = found.destination.service.key();
+        // Another meaning of the name is not what was asked for, and nobody is asked outside again.
+        if found.outside || found.version == directory.version || directory.service(&key).is_none() {
+            return None;
+        }
+        let newer = self.find(&directory, &found.authority, found.default_port, Instant::now()).await.ok()?;
+        (!newer.outside && newer.destination.service.key() == key).then_some((directory, newer))
     }
 
     async fn look_up(

@@ -19,7 +19,7 @@ use tracing::info;
 
 use crate::balance::{Balancer, LeastRequest};
 use crate::body::ReplayBody;
-use crate::client::{Client, Found, REMEMBER};
+use crate::client::{Client, Found, Newer, REMEMBER};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::exchange::{Downstream, Request, Response, SharedInterim, answer_error, await_response, forward};
 use crate::idle::IdleTimer;
@@ -328,7 +328,9 @@ async fn send<D: Downstream>(
     let down = RefCell::new(down);
     let mut retry = Retries::default();
     let idempotent = request.is_idempotent();
+    let mut again: Option<Newer> = None;
     loop {
+        let (directory, found) = again.as_ref().map_or((directory, found), |(directory, found)| (directory, &**found));
         let endpoint = match pick(found, &retry, begun) {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(retry.last.unwrap_or(error)),
@@ -353,7 +355,10 @@ async fn send<D: Downstream>(
                 in_flight.stats.failed();
                 drop(in_flight);
                 let replayable = body.is_none_or(ReplayBody::can_replay);
-                retry.decide(error, &endpoint, idempotent, replayable, found)?.wait().await;
+                let newer = Box::pin(client.find_again(found)).await;
+                let known = newer.as_ref().map_or(found, |(_, found)| found);
+                retry.decide(error, &endpoint, idempotent, replayable, known)?.wait().await;
+                again = newer.or(again);
                 begun = now_nanos();
             }
         }

@@ -45,6 +45,8 @@ const MAX_HELD: usize = 1_024;
 
 /// How long a delivery waits for its pod to be shown by the API. The watch of pods lags that of slices by milliseconds.
 const POD_APPEARS: Duration = Duration::from_millis(500);
+/// A timer that fires so late tells of a machine that stood still.
+const LATE: Duration = Duration::from_millis(100);
 
 /// A worker's shared state.
 pub(crate) struct Worker {
@@ -247,7 +249,8 @@ impl Worker {
     async fn admit_soon(&self, target: SocketAddr, now: Instant) -> Result<Rc<Admitted>, Error> {
         // Subscribed before the next look, so that no change is missed.
         let mut changes = self.proxy.directory.subscribe();
-        let mut wait = pin!(tokio::time::sleep(POD_APPEARS));
+        let mut until = tokio::time::Instant::now() + POD_APPEARS;
+        let mut is_late = false;
         loop {
             let refusal = match self.admit_now(target, now) {
                 Ok(admitted) => return Ok(admitted),
@@ -258,7 +261,14 @@ impl Worker {
                 biased;
                 // An error means that nobody publishes any more: the wait is over, too.
                 changed = changes.changed() => if changed.is_err() { return Err(refusal.error) },
-                () = &mut wait => return Err(refusal.error),
+                () = tokio::time::sleep_until(until) => {
+                    // After a stall of the whole machine every timer is over before the news that came meanwhile are read.
+                    if is_late || until.elapsed() < LATE {
+                        return Err(refusal.error);
+                    }
+                    is_late = true;
+                    until = tokio::time::Instant::now() + POD_APPEARS;
+                }
             }
         }
     }

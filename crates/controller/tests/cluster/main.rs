@@ -544,7 +544,7 @@ fn holder(cluster: &Cluster) -> Option<String> {
     cluster.api.get(&format!("{LEASES}/posthouse-controller"))?["spec"]["holderIdentity"].as_str().map(str::to_owned)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_of_two_leads_and_the_other_takes_over() {
     let cluster = Cluster::new();
     let one = cluster.controller("one");

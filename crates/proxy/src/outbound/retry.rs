@@ -12,12 +12,12 @@ use crate::balance::Tried;
 use crate::client::Found;
 use crate::error::{Error, ErrorKind, Retry, Side};
 
-/// Tries of a request whose failures were all such that nothing had reached a pod.
-const MAX_SAFE_TRIES: usize = 3;
-/// Tries while pods refuse the connection or their nodes know nothing of them any more, which costs no time: when a Service
-/// shrinks from 12 pods to 3, nine of them are gone before this node hears of it. Further ones are passed over by then
+/// Further tries after failures such that nothing had reached a pod.
+const MAX_SAFE_RETRIES: usize = 2;
+/// Further tries where pods refuse the connection or their nodes do not know them (any more), which costs little time: when a
+/// Service shrinks from 12 pods to 3, nine of them are gone before this node hears of it. Further ones are passed over by then
 /// (`EndpointStats::refused`).
-const MAX_GONE_TRIES: usize = 10;
+const MAX_GONE_RETRIES: usize = 9;
 /// Further tries of an idempotent request after a failure in the middle. Two, as many as where nothing reached a pod: with one, a GET failed
 /// where two pods in a row ended without care under it (design default: one; GEP-1731 has none).
 const MAX_IDEMPOTENT_RETRIES: usize = 2;
@@ -30,6 +30,7 @@ const BACKOFF: Duration = Duration::from_millis(25);
 pub(super) struct Retries {
     pub(super) tried: Tried,
     safe: usize,
+    gone: usize,
     idempotent: usize,
     /// The failure of the try before.
     pub(super) last: Option<Error>,
@@ -47,23 +48,25 @@ impl Retries {
     ) -> Result<Backoff, Error> {
         let now = now_nanos();
         let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
-        // On the receiver's word (or on ours, as the receiver) that it has no such endpoint.
-        let unknown = error.kind == ErrorKind::DestinationUnavailable && error.side == Side::Upstream;
-        if refused || unknown {
-            endpoint.stats.refused(now);
+        let is_gone = is_gone(&error);
+        match error.kind {
+            ErrorKind::ConnectionTimeout => endpoint.stats.timed_out(now),
+            _ if refused || is_gone => endpoint.stats.refused(now),
+            _ => {}
         }
+        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
+        let again = is_alone(found) && !refused && error.retry == Retry::Safe;
+        let is_gone = is_gone && !again;
         let allowed = replayable
             && match error.retry {
-                Retry::Safe if unknown || error.kind == ErrorKind::ConnectionRefused => self.safe + 1 < MAX_GONE_TRIES,
-                Retry::Safe => self.safe + 1 < MAX_SAFE_TRIES,
+                Retry::Safe if is_gone => self.gone < MAX_GONE_RETRIES,
+                Retry::Safe => self.safe < MAX_SAFE_RETRIES,
                 Retry::IfIdempotent => idempotent && self.idempotent < MAX_IDEMPOTENT_RETRIES,
                 Retry::Never => false,
             };
         if !allowed {
             return Err(error);
         }
-        // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
-        let again = is_alone(found) && !refused && error.retry == Retry::Safe;
         if !again {
             self.tried.add(endpoint, error.side == Side::Link);
             if pick(found, self, now).is_err() {
@@ -77,11 +80,22 @@ impl Retries {
         found.metrics.retry("sent");
         let elsewhere_unharmed = error.retry == Retry::Safe && !again;
         match error.retry {
+            Retry::Safe if is_gone => self.gone += 1,
             Retry::Safe => self.safe += 1,
             Retry::IfIdempotent | Retry::Never => self.idempotent += 1,
         }
         self.last = Some(error);
         Ok(Backoff(if elsewhere_unharmed { Duration::ZERO } else { BACKOFF.mul_f64(fastrand::f64()) }))
+    }
+}
+
+/// Whether nobody is there (any more): the pod's system says so, or the receiver (we, for our own pods), whose directory has no
+/// such endpoint or no such pod.
+fn is_gone(error: &Error) -> bool {
+    match error.kind {
+        ErrorKind::ConnectionRefused => true,
+        ErrorKind::DestinationUnavailable | ErrorKind::DestinationIpProhibited => error.side == Side::Upstream,
+        _ => false,
     }
 }
 

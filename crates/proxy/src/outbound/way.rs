@@ -14,7 +14,7 @@ use super::{egress, pick};
 use crate::authorise::{self, Caller, Held, Protected};
 use crate::backend::Backend;
 use crate::body::ReplayBody;
-use crate::client::{Client, Found};
+use crate::client::{Client, Found, Newer};
 use crate::config::MissingPeer;
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::exchange::{Interim, Request, Response, TunnelEnd};
@@ -184,7 +184,9 @@ pub(crate) async fn open_tunnel(
     let mut retry = Retries::default();
     let mut begun = now_nanos();
     found.budget.request(begun);
+    let mut again: Option<Newer> = None;
     loop {
+        let (directory, found) = again.as_ref().map_or((directory, found), |(directory, found)| (directory, &**found));
         let endpoint = match pick(found, &retry, begun) {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(retry.last.unwrap_or(error)),
@@ -200,7 +202,10 @@ pub(crate) async fn open_tunnel(
             Err(error) => {
                 in_flight.stats.failed();
                 drop(in_flight);
-                retry.decide(error, &endpoint, true, true, found)?.wait().await;
+                let newer = Box::pin(client.find_again(found)).await;
+                let known = newer.as_ref().map_or(found, |(_, found)| found);
+                retry.decide(error, &endpoint, true, true, known)?.wait().await;
+                again = newer.or(again);
                 begun = now_nanos();
             }
         }

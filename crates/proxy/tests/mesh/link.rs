@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request};
 use posthouse_model::AppProtocol;
 use tokio::net::TcpListener;
 
-use crate::harness::{A, B, End, H2, Mesh, Pod, Reply, Svc, Wire, pod_ip, within};
+use crate::harness::{A, B, End, Frames, H2, Mesh, Pod, Reply, Svc, Wire, pod_ip, within};
 
 const NODE_A: [u8; 4] = [127, 0, 61, 1];
 
@@ -245,6 +245,38 @@ async fn nine_of_ten_pods_may_be_gone_before_the_sender_knows() {
         let post = "POST / HTTP/1.1\r\nHost: web.demo\r\nContent-Length: 5\r\n\r\nhello";
         let answer = Wire::connect(mesh.a.outbound).await.ask(post).await;
         assert_eq!(answer.text(), "ok", "{answer:?}");
+    }
+}
+
+/// The tries at pods that are gone leave those for other trouble as they were.
+#[tokio::test]
+async fn pods_that_are_gone_and_one_that_refuses_the_stream_cost_no_request() {
+    let refuses = Pod::raw(B, 10, |wire, _| async move {
+        let mut frames = Frames::accept(wire, &[]).await.unwrap();
+        while let Some(stream) = frames.stream().await {
+            // REFUSED_STREAM
+            frames.wire.send(Frames::reset_bytes(stream, 7)).await;
+        }
+    })
+    .await;
+    let answers = Pod::raw(B, 11, |wire, _| async move {
+        let mut frames = Frames::accept(wire, &[]).await.unwrap();
+        while let Some(stream) = frames.stream().await {
+            frames.headers(stream, &[(b":status", b"204")], true).await;
+        }
+    })
+    .await;
+    let alive = || Svc::new("web").app(AppProtocol::H2c).end(&refuses).end(&answers);
+    let gone = (12..19).map(|last| End::at(B, SocketAddr::new(pod_ip(B, last), 8080)));
+    let all = gone.fold(alive(), Svc::end);
+    for _ in 0..10 {
+        let mesh = Mesh::start();
+        mesh.put(&alive());
+        let new = mesh.b.directory.load_full();
+        mesh.put(&all);
+        mesh.b.directory.publish((*new).clone());
+        let answer = Wire::connect(mesh.a.outbound).await.get("web.demo", "/").await;
+        assert_eq!(answer.status, 204, "{answer:?}");
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use http::Request;
 use posthouse_model::{AppProtocol, EndpointState};
 
+use tokio::sync::Notify;
+
 use crate::harness::{A, B, End, H2, Mesh, Pod, Svc, Wire, assert_same, pattern, refusing};
 
 /// Requests by their `x-id` as pods saw them.
@@ -230,5 +232,34 @@ async fn nine_of_ten_pods_may_refuse_in_one_moment() {
             let answer = Wire::connect(mesh.a.outbound).await.get("web.demo", "/").await;
             assert_eq!(answer.text(), "ok", "{answer:?}");
         }
+    }
+}
+
+/// What the pod's end has changed is known while its last request is still under way.
+#[tokio::test]
+async fn the_next_try_goes_by_what_is_known_by_then() {
+    for node in [A, B] {
+        let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+        let go = Arc::new(Notify::new());
+        let end = Arc::clone(&go);
+        let old = Pod::raw(node, 10, move |mut wire, _| {
+            let (asked, end) = (asked.clone(), Arc::clone(&end));
+            async move {
+                wire.request().await;
+                asked.send(()).unwrap();
+                end.notified().await;
+            }
+        })
+        .await;
+        let new = Pod::named(node, 11, "new").await;
+        let mesh = Mesh::start();
+        mesh.web(&[&old]);
+        let mut client = Wire::connect(mesh.a.outbound).await;
+        client.send("GET / HTTP/1.1\r\nHost: web.demo\r\n\r\n").await;
+        was_asked.recv().await;
+        mesh.web(&[&new]);
+        go.notify_one();
+        let answer = client.answer().await;
+        assert_eq!(answer.text(), "new", "{answer:?}");
     }
 }

@@ -94,7 +94,11 @@ impl Node {
             own_addresses: Vec::new(),
             egress: Egress::closed(),
             // Generous where it is not the subject: the machine may be busy with other tests.
-            timeouts: Timeouts { connect: Duration::from_secs(10), ..Timeouts::default() },
+            timeouts: Timeouts {
+                connect: Duration::from_secs(10),
+                peek: Duration::from_secs(1),
+                ..Timeouts::default()
+            },
         };
         adjust(&mut config);
         let directory = DirectoryHandle::default();
