@@ -132,8 +132,8 @@ class Load:
     def __init__(self, name, *args, rate):
         self.name, self.rate = name, rate
         manifest = (HERE / "manifests/load.yaml").read_text()
-        # As many as ten seconds need, a request's own time limit: when the machine stands still for a moment, that is told as latency.
-        pace = ("--seconds", 0, "--rate", rate, "--max-connections", 10 * rate)
+        # As many as five seconds need: when the machine stands still for a moment, that is told as latency.
+        pace = ("--seconds", 0, "--rate", rate, "--max-connections", 5 * rate)
         words = ", ".join(json.dumps(str(arg)) for arg in ("load", *pace, *args))
         kube.apply(with_environment(manifest).replace("NAME", name).replace("ARGS", words), SHOP)
         kube.rolled_out(f"ds/{name}", SHOP)

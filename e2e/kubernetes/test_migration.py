@@ -42,12 +42,13 @@ def plain_links(links):
 
 @pytest.fixture
 def off(mesh):
-    set_mode(mesh, "off")
-    assert {mode for mode, *_ in told(mesh).values()} == {"off"}
-    yield
-    if {mode for mode, *_ in told(mesh).values()} != {"node"}:
-        set_mode(mesh, "node")
-    mesh.rolled_out()
+    try:
+        set_mode(mesh, "off")
+        assert {mode for mode, *_ in told(mesh).values()} == {"off"}
+        yield
+    finally:
+        mesh.install()
+        mesh.rolled_out()
 
 
 def test_from_off_to_node_and_back_and_again(mesh, off, report, tmp_path):

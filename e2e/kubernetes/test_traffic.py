@@ -112,8 +112,8 @@ def test_one_grpc_channel_over_connect_is_spread_over_the_pods_of_all_nodes(mesh
 
 def test_an_endpointslice_change_moves_traffic_within_100_ms(mesh, report):
     """p99 from the API write to the first answer of the other pod, on every node. The Service has no selector; its slice is
-    ours and points at one of two pods in turn. One round of three counts: three late changes of 300 make a round late, so one moment in
-    which the machine stands still does, while a proxy that is slow is so in each."""
+    ours and points at one of two pods in turn. Two rounds of three count: three late changes of 300 make a round late, so one moment in
+    which the machine stands still does."""
     targets = sorted(kube.pods("shop", "app=echo").items())[:2]
     assert len({pod["spec"]["nodeName"] for _, pod in targets}) == 2
     service = {
@@ -142,7 +142,7 @@ def test_an_endpointslice_change_moves_traffic_within_100_ms(mesh, report):
         followers = kube.on_nodes("shop", "load=follow")
         time.sleep(2)
         rounds = []
-        while len(rounds) < 3 and not any(p99 < 100 for p99 in rounds):
+        while len(rounds) < 3 and sum(p99 < 100 for p99 in rounds) < 2:
             writes = []
             with kube.api() as api:
                 for turn in range(1, 101):
@@ -157,15 +157,17 @@ def test_an_endpointslice_change_moves_traffic_within_100_ms(mesh, report):
             delays = []
             for node, pod in followers.items():
                 log = [json.loads(line) for line in kube.kubectl("logs", "-n", "shop", pod).splitlines() if line.startswith("{")]
+                failed = [line for line in log if line["time"] >= writes[0][0] and line.get("status") != 200]
+                assert not failed, f"{node}: {failed[:3]}"
                 for began, name in writes:
-                    came = next((line["time"] for line in log if line["time"] >= began and line.get("pod") == name), None)
+                    came = next((line["time"] for line in log if line["time"] >= began and line["pod"] == name), None)
                     assert came is not None, f"{node} never saw {name} after {began}"
                     delays.append((came - began) * 1000)
             delays.sort()
             p50, p99 = delays[len(delays) // 2], delays[int(len(delays) * 0.99)]
             rounds.append(p99)
             report(f"EndpointSlice change to traffic, {len(delays)} changes seen: p50 {p50:.0f} ms, p99 {p99:.0f} ms, worst {delays[-1]:.0f} ms")
-        assert rounds[-1] < 100, rounds
+        assert sum(p99 < 100 for p99 in rounds) == 2, rounds
     finally:
         kube.kubectl("delete", "ds/follow", "service/flip", "endpointslice/flip-1", "-n", "shop", "--ignore-not-found")
 

@@ -21,7 +21,8 @@ pub(crate) const WAIT: Duration = Duration::from_secs(1);
 /// A timer that fires so late tells of a machine that stood still.
 const LATE: Duration = Duration::from_millis(100);
 /// How many streams may wait for one roster at a time: as many as a peer's worker opens on a link, so that a burst at the first
-/// list (a receiver that has just started) is checked whole. Each holds its stream's few KiB for at most [`WAIT`] twice over.
+/// list (a receiver that has just started) is checked whole. Each holds its stream's few KiB for at most [`WAIT`] twice over,
+/// once more when the machine stands still.
 pub(crate) const WAITING: usize = 4_096;
 
 /// What is known of the pods.

@@ -3,7 +3,8 @@
 //! [`Directory`] is built on persistent maps: a clone costs O(1) and a changed Service O(log n), so one changed
 //! EndpointSlice costs that slice and not the cluster, and readers never wait. `discovery` clones the newest one,
 //! changes it with the `put_*`/`remove_*` methods (which keep the indexes true) and publishes it through the
-//! [`DirectoryHandle`]; a request takes one snapshot at its start.
+//! [`DirectoryHandle`]; a request takes one snapshot at its start, and a further one for
+//! a further try.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -579,7 +580,7 @@ impl DirectoryHandle {
         Self { current: Arc::new(ArcSwap::from_pointee(directory)), changed }
     }
 
-    /// The newest directory. Take it once a request and keep to it.
+    /// The newest directory. Take it once a request (and once a further try) and keep to it.
     #[must_use]
     pub fn load(&self) -> arc_swap::Guard<Arc<Directory>> {
         self.current.load()

@@ -14,7 +14,7 @@ const AVOID_FIRST_NANOS: u64 = 500_000_000;
 /// The longest such pass-over; with the doubling it is reached at the sixth refusal in a row.
 const AVOID_MAX_NANOS: u64 = 10_000_000_000;
 /// A connection that nobody answered counts as so many refusals at least, so that the endpoint is passed over for 2 s: with less than the
-/// second that such a try takes, the first ones would be tried again while the last ones are.
+/// second that such a try takes in the cluster, the first ones would be tried again while the last ones are.
 const TIMEOUT_REFUSALS: u32 = 2;
 
 /// Nanoseconds since the first call in this process: a monotonic clock that fits into an atomic.
@@ -104,8 +104,12 @@ impl EndpointStats {
     }
 
     /// The endpoint could not be connected to: pass it over for a while. Fast failures would otherwise attract load,
-    /// since nothing is in flight at an endpoint that refuses at once.
+    /// since nothing is in flight at an endpoint that refuses at once. Those that were under way when the first one failed
+    /// say nothing new.
     pub fn refused(&self, now: u64) {
+        if self.avoided(now) {
+            return;
+        }
         let before = self.refusals.fetch_add(1, Ordering::Relaxed);
         let avoid = AVOID_FIRST_NANOS.checked_shl(before.min(16)).unwrap_or(AVOID_MAX_NANOS).min(AVOID_MAX_NANOS);
         self.avoid_until.store(now.saturating_add(avoid), Ordering::Relaxed);
@@ -113,6 +117,9 @@ impl EndpointStats {
 
     /// Nothing answered there in time.
     pub fn timed_out(&self, now: u64) {
+        if self.avoided(now) {
+            return;
+        }
         self.refusals.fetch_max(TIMEOUT_REFUSALS, Ordering::Relaxed);
         self.refused(now);
     }
@@ -143,21 +150,30 @@ mod tests {
     #[test]
     fn refusals_pass_an_endpoint_over_longer_each_time_until_it_answers() {
         let stats = EndpointStats::default();
+        let until = |end: u64| stats.avoided(end - 1) && !stats.avoided(end);
         stats.refused(0);
-        assert!(stats.avoided(499_999_999) && !stats.avoided(500_000_000));
-        stats.refused(0);
-        assert!(stats.avoided(999_999_999) && !stats.avoided(1_000_000_000));
+        assert!(until(500_000_000));
+        // Others that were under way then.
+        stats.refused(1);
+        stats.timed_out(499_999_999);
+        assert!(until(500_000_000), "one trouble counts once");
+        stats.refused(500_000_000);
+        assert!(until(1_500_000_000));
+        let mut now = 1_500_000_000;
         for _ in 0..100 {
-            stats.refused(0);
+            stats.refused(now);
+            now += AVOID_MAX_NANOS;
         }
-        assert!(stats.avoided(AVOID_MAX_NANOS - 1) && !stats.avoided(AVOID_MAX_NANOS));
-        stats.answered(1, 5);
-        assert!(!stats.avoided(5));
-        stats.refused(10);
-        assert!(!stats.avoided(10 + AVOID_FIRST_NANOS), "an answer resets the doubling");
-        stats.timed_out(10);
-        assert!(stats.avoided(1_999_999_999) && !stats.avoided(2_000_000_010), "longer than a try takes");
-        stats.timed_out(10);
-        assert!(stats.avoided(3_999_999_999) && !stats.avoided(4_000_000_010), "doubled");
+        assert!(until(now));
+        stats.answered(1, now);
+        assert!(!stats.avoided(now));
+        stats.refused(now);
+        assert!(until(now + AVOID_FIRST_NANOS), "an answer resets the doubling");
+        now += AVOID_FIRST_NANOS;
+        stats.timed_out(now);
+        assert!(until(now + 2_000_000_000), "longer than a try takes");
+        now += 2_000_000_000;
+        stats.timed_out(now);
+        assert!(until(now + 4_000_000_000), "doubled");
     }
 }

@@ -24,11 +24,7 @@ impl Tried {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.addresses.is_empty()
-    }
-
-    fn contains(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn contains(&self, endpoint: &Endpoint) -> bool {
         // Nearly always empty.
         !self.addresses.is_empty()
             && (self.addresses.contains(&endpoint.address)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use http::uri::Authority;
-use posthouse_model::{Destination, Directory, Pod};
+use posthouse_model::{Authority as Name, Destination, Directory, Pod};
 
 use crate::authorise::Caller;
 use crate::error::Error;
@@ -99,15 +99,31 @@ impl Client {
 
     /// The same destination as it is known by now, when the directory has changed since: what a try has shown to be over is
     /// often known by then.
-    pub(crate) async fn find_again(&self, found: &Found) -> Option<Newer> {
+    pub(crate) fn find_again(&self, found: &Found) -> Option<Newer> {
         let directory = self.worker.proxy.directory.load_full();
-        let key = found.destination.service.key();
-        // Another meaning of the name is not what was asked for, and nobody is asked outside again.
-        if found.outside || found.version == directory.version || directory.service(&key).is_none() {
+        if found.outside || found.version == directory.version {
             return None;
         }
-        let newer = self.find(&directory, &found.authority, found.default_port, Instant::now()).await.ok()?;
-        (!newer.outside && newer.destination.service.key() == key).then_some((directory, newer))
+        let authority = Name::parse(found.authority.as_str()).ok()?;
+        let domain = &self.worker.proxy.config.cluster_domain;
+        let newer = directory.resolve(&authority, found.default_port, self.namespace.as_deref(), domain).ok()?;
+        // Another meaning of the name is not what was asked for, and for another protocol the request was not prepared.
+        let meaning = |destination: &Destination| {
+            let port = destination.service_port();
+            (destination.service.key(), Arc::clone(&port.name), port.port, port.app_protocol)
+        };
+        if meaning(&newer) != meaning(&found.destination) {
+            return None;
+        }
+        let found = Found {
+            version: directory.version,
+            authority: found.authority.clone(),
+            destination: newer,
+            metrics: Rc::clone(&found.metrics),
+            budget: Arc::clone(&found.budget),
+            ..*found
+        };
+        Some((directory, Rc::new(found)))
     }
 
     async fn look_up(

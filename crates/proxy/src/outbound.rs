@@ -355,7 +355,7 @@ async fn send<D: Downstream>(
                 in_flight.stats.failed();
                 drop(in_flight);
                 let replayable = body.is_none_or(ReplayBody::can_replay);
-                let newer = Box::pin(client.find_again(found)).await;
+                let newer = client.find_again(found);
                 let known = newer.as_ref().map_or(found, |(_, found)| found);
                 retry.decide(error, &endpoint, idempotent, replayable, known)?.wait().await;
                 again = newer.or(again);
@@ -370,7 +370,7 @@ fn pick(found: &Found, retries: &Retries, now: u64) -> Result<Arc<Endpoint>, Err
     let destination = &found.destination;
     if let Some(only) = &destination.endpoint {
         // A name or address that means one pod is never served by another.
-        return if retries.tried.is_empty() { Ok(Arc::clone(only)) } else { Err(unavailable(destination)) };
+        return if retries.tried.contains(only) { Err(unavailable(destination)) } else { Ok(Arc::clone(only)) };
     }
     let set = &destination.service_port().endpoints;
     LeastRequest.pick(set.usable(), &retries.tried, now).cloned().ok_or_else(|| unavailable(destination))

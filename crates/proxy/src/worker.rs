@@ -249,8 +249,7 @@ impl Worker {
     async fn admit_soon(&self, target: SocketAddr, now: Instant) -> Result<Rc<Admitted>, Error> {
         // Subscribed before the next look, so that no change is missed.
         let mut changes = self.proxy.directory.subscribe();
-        let mut until = tokio::time::Instant::now() + POD_APPEARS;
-        let mut is_late = false;
+        let mut wait = pin!(awake(POD_APPEARS));
         loop {
             let refusal = match self.admit_now(target, now) {
                 Ok(admitted) => return Ok(admitted),
@@ -261,14 +260,7 @@ impl Worker {
                 biased;
                 // An error means that nobody publishes any more: the wait is over, too.
                 changed = changes.changed() => if changed.is_err() { return Err(refusal.error) },
-                () = tokio::time::sleep_until(until) => {
-                    // After a stall of the whole machine every timer is over before the news that came meanwhile are read.
-                    if is_late || until.elapsed() < LATE {
-                        return Err(refusal.error);
-                    }
-                    is_late = true;
-                    until = tokio::time::Instant::now() + POD_APPEARS;
-                }
+                () = &mut wait => return Err(refusal.error),
             }
         }
     }
@@ -347,10 +339,13 @@ impl Worker {
                 }
             }
         };
-        match tokio::time::timeout(config.timeouts.unknown_client, known).await {
-            Ok(verdict) => verdict,
-            Err(_) if look() == (Origin::Unknown { in_pod_range: true }) => Ok(None),
-            Err(_) => Err("unknown"),
+        tokio::select! {
+            biased;
+            verdict = known => verdict,
+            () = awake(config.timeouts.unknown_client) => match look() {
+                Origin::Unknown { in_pod_range: true } => Ok(None),
+                _ => Err("unknown"),
+            },
         }
     }
 
@@ -361,6 +356,16 @@ impl Worker {
             *warned = Some(std::time::Instant::now());
             info!(client = %remote.ip(), reason, "client refused: only pods of this node and the node itself may use the outbound port");
         }
+    }
+}
+
+/// Sleeps so long, and once more when the machine stood still meanwhile: after that every timer is over before the news that came are
+/// read.
+async fn awake(limit: Duration) {
+    let until = tokio::time::Instant::now() + limit;
+    tokio::time::sleep_until(until).await;
+    if until.elapsed() >= LATE {
+        tokio::time::sleep(limit).await;
     }
 }
 
@@ -519,5 +524,21 @@ mod tests {
         let lines =
             (0..10_000).filter(|n| log.due(ErrorKind::HttpRequestError, &n.to_string(), start).is_some()).count();
         assert!(lines <= LOG_ENTRIES && log.0.borrow().len() <= LOG_ENTRIES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_ended_while_the_machine_stood_still_is_waited_once_more() {
+        let limit = Duration::from_millis(500);
+        let begun = tokio::time::Instant::now();
+        awake(limit).await;
+        assert!(begun.elapsed() < limit + LATE, "in time: {:?}", begun.elapsed());
+        let wait = tokio::spawn(awake(limit));
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(2)).await;
+        tokio::task::yield_now().await;
+        assert!(!wait.is_finished(), "two seconds passed at once");
+        let resumed = tokio::time::Instant::now();
+        wait.await.unwrap();
+        assert!((limit..limit + LATE).contains(&resumed.elapsed()), "{:?}", resumed.elapsed());
     }
 }

@@ -26,7 +26,7 @@ pub(crate) trait Taker: Send + Sync + 'static {
     fn heard(&self);
     /// An attempt failed; the next one comes after a back-off.
     fn failed(&self, failure: &Failure);
-    /// The API does not have the kind. `again`: it said so when it was asked before, too, and was not away in between.
+    /// The API does not have the kind. `again`: it said so when it was asked before, too.
     fn absent(&self, failure: &Failure, again: bool) {
         let _ = again;
         self.failed(failure);
@@ -178,13 +178,11 @@ impl<T: Taker> Watch<T> {
             self.backoff.reset();
             return sleep(jittered(if again { self.timing.absent } else { self.timing.absent_again })).await;
         }
+        // What is said after other trouble is said for the first time.
+        self.absent = false;
         self.taker.failed(failure);
         let wait = match failure {
-            Failure::Unreachable(_) => {
-                // What it says when it is back is said for the first time.
-                self.absent = false;
-                self.backoff.unreachable(nodes)
-            }
+            Failure::Unreachable(_) => self.backoff.unreachable(nodes),
             Failure::Gone(_) | Failure::Absent(_) | Failure::Other(_) => self.backoff.next(nodes),
         };
         sleep(wait).await;

@@ -248,8 +248,12 @@ fn certificate(identity: &Identity) -> Vec<Finding> {
 }
 
 fn life(certificate: &Certificate, failing: bool, why: &dyn Fn(&str) -> String) -> Option<Finding> {
-    let whole = certificate.not_after.0.as_second() - certificate.not_before.0.as_second();
-    let left = i64::try_from(certificate.expires_in_seconds).unwrap_or(i64::MAX);
+    let Certificate { not_before: Some(begin), not_after: Some(end), expires_in_seconds: Some(left) } = certificate
+    else {
+        return Some(Finding::skipped(Id::Certificate, "its version does not tell how long it lasts"));
+    };
+    let whole = end.0.as_second() - begin.0.as_second();
+    let left = i64::try_from(*left).unwrap_or(i64::MAX);
     let hint = "the proxy's log, and that of 'posthouse controller', say what stands in the way; where the certificate comes from files, \
                 look at what writes them";
     let for_ = match left {

@@ -15,8 +15,7 @@ use crate::error::{Error, ErrorKind, Retry, Side};
 /// Further tries after failures such that nothing had reached a pod.
 const MAX_SAFE_RETRIES: usize = 2;
 /// Further tries where pods refuse the connection or their nodes do not know them (any more), which costs little time: when a
-/// Service shrinks from 12 pods to 3, nine of them are gone before this node hears of it. Further ones are passed over by then
-/// (`EndpointStats::refused`).
+/// Service shrinks from 12 pods to 3, nine of them are gone before this node hears of it.
 const MAX_GONE_RETRIES: usize = 9;
 /// Further tries of an idempotent request after a failure in the middle. Two, as many as where nothing reached a pod: with one, a GET failed
 /// where two pods in a row ended without care under it (design default: one; GEP-1731 has none).
@@ -48,15 +47,14 @@ impl Retries {
     ) -> Result<Backoff, Error> {
         let now = now_nanos();
         let refused = matches!(error.kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionTimeout);
-        let is_gone = is_gone(&error);
         match error.kind {
             ErrorKind::ConnectionTimeout => endpoint.stats.timed_out(now),
-            _ if refused || is_gone => endpoint.stats.refused(now),
+            ErrorKind::ConnectionRefused => endpoint.stats.refused(now),
             _ => {}
         }
         // Where there is no other endpoint, one that did not refuse the connection itself may be asked again.
-        let again = is_alone(found) && !refused && error.retry == Retry::Safe;
-        let is_gone = is_gone && !again;
+        let again = is_alone(found, endpoint) && !refused && error.retry == Retry::Safe;
+        let is_gone = is_gone(&error) && !found.outside && !again;
         let allowed = replayable
             && match error.retry {
                 Retry::Safe if is_gone => self.gone < MAX_GONE_RETRIES,
@@ -89,19 +87,23 @@ impl Retries {
     }
 }
 
-/// Whether nobody is there (any more): the pod's system says so, or the receiver (we, for our own pods), whose directory has no
-/// such endpoint or no such pod.
+/// Whether nobody seems to be there (any more), as the pod's system says, or the receiver (we, for our own pods), whose directory has no
+/// such endpoint. The latter is no reason to pass the endpoint over: that directory may be the older one.
 fn is_gone(error: &Error) -> bool {
     match error.kind {
         ErrorKind::ConnectionRefused => true,
-        ErrorKind::DestinationUnavailable | ErrorKind::DestinationIpProhibited => error.side == Side::Upstream,
+        ErrorKind::DestinationUnavailable => error.side == Side::Upstream,
         _ => false,
     }
 }
 
-/// Whether the destination has one usable endpoint only.
-fn is_alone(found: &Found) -> bool {
-    found.destination.endpoint.is_some() || found.destination.service_port().endpoints.usable().len() == 1
+/// Whether the destination has no usable endpoint but this one.
+fn is_alone(found: &Found, endpoint: &Endpoint) -> bool {
+    let only = match (&found.destination.endpoint, found.destination.service_port().endpoints.usable()) {
+        (Some(only), _) | (None, [only]) => only,
+        _ => return false,
+    };
+    only.address == endpoint.address
 }
 
 pub(super) struct Backoff(Duration);

@@ -63,9 +63,8 @@ async fn way(client: &Client, directory: &Directory, found: &Found, endpoint: &E
 fn direct(client: &Client, directory: &Directory, endpoint: &Endpoint) -> Result<Way, Error> {
     let node = endpoint.node.as_deref().unwrap_or("(unknown)");
     if client.worker.proxy.config.missing_peer == MissingPeer::Fail {
-        return Err(Error::upstream(
+        return Err(Error::link(
             ErrorKind::DestinationUnavailable,
-            Retry::Safe,
             format!("node {node} of endpoint {} has no ready proxy, and --missing-peer is 'fail'", endpoint.address),
         ));
     }
@@ -202,7 +201,7 @@ pub(crate) async fn open_tunnel(
             Err(error) => {
                 in_flight.stats.failed();
                 drop(in_flight);
-                let newer = Box::pin(client.find_again(found)).await;
+                let newer = client.find_again(found);
                 let known = newer.as_ref().map_or(found, |(_, found)| found);
                 retry.decide(error, &endpoint, true, true, known)?.wait().await;
                 again = newer.or(again);

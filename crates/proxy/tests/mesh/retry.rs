@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use http::Request;
-use posthouse_model::{AppProtocol, EndpointState};
+use posthouse_model::{AppProtocol, EndpointState, ServiceKind};
 
 use tokio::sync::Notify;
 
-use crate::harness::{A, B, End, H2, Mesh, Pod, Svc, Wire, assert_same, pattern, refusing};
+use crate::harness::{A, Answer, B, End, H2, Mesh, Pod, Svc, Wire, assert_same, pattern, refusing};
 
 /// Requests by their `x-id` as pods saw them.
 type Log = Arc<Mutex<HashMap<String, usize>>>;
@@ -195,7 +195,7 @@ async fn a_pod_that_is_named_is_never_replaced_by_another() {
         let (dead, _socket) = refusing(node, 10);
         let fine = Pod::named(node, 11, "fine").await;
         let mesh = Mesh::start();
-        let headless = posthouse_model::ServiceKind::Headless;
+        let headless = ServiceKind::Headless;
         mesh.put(
             &Svc::new("web").kind(headless).end(dead.clone().hostname("web-0")).end(End::from(&fine).hostname("web-1")),
         );
@@ -235,31 +235,56 @@ async fn nine_of_ten_pods_may_refuse_in_one_moment() {
     }
 }
 
-/// What the pod's end has changed is known while its last request is still under way.
+/// A GET for `host` at a pod that ends under it, after the Service has changed from what `before` makes of that pod to what `after` makes of
+/// another one.
+async fn dies_after_a_change(
+    node: &'static str,
+    host: &str,
+    before: impl Fn(End) -> Svc,
+    after: impl Fn(End) -> Svc,
+) -> Answer {
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let go = Arc::new(Notify::new());
+    let end = Arc::clone(&go);
+    let old = Pod::raw(node, 10, move |mut wire, _| {
+        let (asked, end) = (asked.clone(), Arc::clone(&end));
+        async move {
+            wire.request().await;
+            asked.send(()).unwrap();
+            end.notified().await;
+        }
+    })
+    .await;
+    let new = Pod::named(node, 11, "new").await;
+    let mesh = Mesh::start();
+    mesh.put(&before(End::from(&old)));
+    let mut client = Wire::connect(mesh.a.outbound).await;
+    client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+    was_asked.recv().await;
+    mesh.put(&after(End::from(&new)));
+    go.notify_one();
+    client.answer().await
+}
+
 #[tokio::test]
 async fn the_next_try_goes_by_what_is_known_by_then() {
     for node in [A, B] {
-        let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
-        let go = Arc::new(Notify::new());
-        let end = Arc::clone(&go);
-        let old = Pod::raw(node, 10, move |mut wire, _| {
-            let (asked, end) = (asked.clone(), Arc::clone(&end));
-            async move {
-                wire.request().await;
-                asked.send(()).unwrap();
-                end.notified().await;
-            }
-        })
-        .await;
-        let new = Pod::named(node, 11, "new").await;
-        let mesh = Mesh::start();
-        mesh.web(&[&old]);
-        let mut client = Wire::connect(mesh.a.outbound).await;
-        client.send("GET / HTTP/1.1\r\nHost: web.demo\r\n\r\n").await;
-        was_asked.recv().await;
-        mesh.web(&[&new]);
-        go.notify_one();
-        let answer = client.answer().await;
+        let web = |end| Svc::new("web").end(end);
+        let answer = dies_after_a_change(node, "web.demo", web, web).await;
         assert_eq!(answer.text(), "new", "{answer:?}");
+        // A pod that has a name of its own comes back at another address.
+        let named = |end: End| Svc::new("web").kind(ServiceKind::Headless).end(end.hostname("web-0"));
+        let answer = dies_after_a_change(node, "web-0.web.demo", named, named).await;
+        assert_eq!(answer.text(), "new", "{answer:?}");
+    }
+}
+
+/// Its port speaks something else by then, for which the request was not prepared.
+#[tokio::test]
+async fn a_request_does_not_follow_a_service_whose_protocol_changes() {
+    for node in [A, B] {
+        let tcp = |end| Svc::new("web").app(AppProtocol::Tcp).end(end);
+        let answer = dies_after_a_change(node, "web.demo", |end| Svc::new("web").end(end), tcp).await;
+        answer.is_error(502, "connection_terminated");
     }
 }

@@ -203,6 +203,25 @@ async fn without_a_list_nobody_can_tell() {
     assert_eq!(status.claims.unknown, 1);
 }
 
+/// The timer is over before the news that came meanwhile are read.
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_not_false_because_the_machine_stood_still() {
+    let script = Script::new();
+    script.0.list(Kind::Pod, one([pod("api-1", "u2", "api", "Running", "7")]));
+    let events = script.0.stream(Kind::Pod);
+    let claims = Claims::new(script);
+    verified(claims.check("shop/api-1/u2/api").await);
+    let (checked, ()) = tokio::join!(claims.check("shop/web-1/u1/web"), async {
+        pass(Duration::from_millis(10)).await;
+        tokio::time::advance(Duration::from_secs(3)).await;
+        events.send("ADDED", &web());
+    });
+    verified(checked);
+    let began = tokio::time::Instant::now();
+    refuted(claims.check("shop/web-2/u3/web").await);
+    assert!(began.elapsed() < Duration::from_millis(1_100), "in time it is false at once: {:?}", began.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_the_api_is_away_who_was_verified_stays_so_and_nobody_is_refuted() {
     let script = Script::new();

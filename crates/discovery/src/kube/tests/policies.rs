@@ -88,16 +88,18 @@ async fn that_there_is_no_crd_is_not_believed_before_it_is_said_twice() {
     assert!(began.elapsed() < Duration::from_secs(2), "asked again after {:?}", began.elapsed());
 }
 
-/// The same of one that went away in between: what it says then is said for the first time.
+/// The same of one that was in other trouble in between: what it says then is said for the first time.
 #[tokio::test(start_paused = true)]
-async fn an_outage_between_two_such_answers_makes_the_second_a_first_one() {
-    let (script, asked) = scripted();
-    for answer in [Answer::NoSuchPath, Answer::Refused, Answer::NoSuchPath, one([policy("a", DENY)])] {
-        script.list(Kind::AuthorizationPolicy, answer);
+async fn other_trouble_between_two_such_answers_makes_the_second_a_first_one() {
+    for trouble in [Answer::Refused, Answer::Status(403), Answer::Status(503), Answer::Silence] {
+        let (script, asked) = scripted();
+        for answer in [Answer::NoSuchPath, trouble, Answer::NoSuchPath, one([policy("a", DENY)])] {
+            script.list(Kind::AuthorizationPolicy, answer);
+        }
+        let mut under = Under::start(&script.client(), asked, Timing::default());
+        under.until("completeness", |d| d.complete).await;
+        assert_eq!(policies(&under.handle.load()), known(&[("a", true)]), "complete without a policy that there is");
     }
-    let mut under = Under::start(&script.client(), asked, Timing::default());
-    under.until("completeness", |d| d.complete).await;
-    assert_eq!(policies(&under.handle.load()), known(&[("a", true)]), "complete without a policy that there is");
 }
 
 #[tokio::test]

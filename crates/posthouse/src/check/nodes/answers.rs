@@ -62,11 +62,12 @@ pub(super) struct Identity {
     pub(super) last_error: Option<Rejected>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct Certificate {
-    pub(super) not_before: Time,
-    pub(super) not_after: Time,
-    pub(super) expires_in_seconds: u64,
+    pub(super) not_before: Option<Time>,
+    pub(super) not_after: Option<Time>,
+    pub(super) expires_in_seconds: Option<u64>,
 }
 
 /// What stands in the way of a newer certificate.

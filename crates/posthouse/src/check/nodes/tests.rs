@@ -172,13 +172,14 @@ fn a_certificate_is_judged_by_what_is_left_of_it() {
         (with(none, "last_error", error), Verdict::Fail, "its proxy has none: csr: denied: no"),
         (with(valid(86_400), "permissive", json!(true)), Verdict::Warn, "takes links without TLS"),
         (json!({"tls": "off"}), Verdict::Warn, "its links are in the clear"),
+        (json!({"tls": "node", "certificate": {"new": 1}}), Verdict::Skipped, "does not tell how long"),
     ];
     for (identity, verdict, word) in cases {
         let findings = certificate(&serde_json::from_value(identity).unwrap());
         assert_eq!(findings.len(), 1, "{word}: {findings:#?}");
         assert_eq!(findings[0].verdict, verdict, "{word}");
         assert!(findings[0].message.contains(word), "{word}: {}", findings[0].message);
-        assert_eq!(findings[0].hint.is_some(), verdict != Verdict::Ok, "{word}");
+        assert_eq!(findings[0].hint.is_some(), verdict > Verdict::Skipped, "{word}");
     }
     let both = certificate(&serde_json::from_value(with(valid(0), "permissive", json!(true))).unwrap());
     assert_eq!(both.len(), 2, "each is said: {both:#?}");
